@@ -1,0 +1,78 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let strict: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+  .enableUpcomingFeature("ExistentialAny"),
+  .treatAllWarnings(as: .error),
+]
+
+/// A target of our own, with the settings that every one of them shares.
+func room(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+  .target(name: name, dependencies: dependencies, swiftSettings: strict)
+}
+
+func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+  .testTarget(name: name, dependencies: dependencies, swiftSettings: strict)
+}
+
+let collections: Target.Dependency = .product(name: "Collections", package: "swift-collections")
+let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+let http: Target.Dependency = .product(name: "FlyingFox", package: "FlyingFox")
+
+let package = Package(
+  name: "ssmtp-mailer",
+  products: [.executable(name: "ssmtp-mailer", targets: ["ssmtp-mailer"])],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    .package(url: "https://github.com/swhitty/FlyingFox", from: "0.27.1"),
+  ],
+  targets: [
+    .systemLibrary(name: "COpenSSL", pkgConfig: "openssl", providers: [.apt(["libssl-dev"])]),
+    .systemLibrary(name: "CSystemd", pkgConfig: "libsystemd", providers: [.apt(["libsystemd-dev"])]),
+    .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
+    .systemLibrary(name: "CLinux"),
+    .target(name: "CChecksum"),
+
+    room("Primitives"),
+    room("SMTP", ["Primitives"]),
+    room("Message", ["Primitives", "SMTP"]),
+    room("Configuration", ["Primitives", "SMTP"]),
+    room("Routing", ["Primitives", "SMTP", "Configuration"]),
+    room("Network", ["Primitives", "COpenSSL", "CLinux", collections]),
+    room("Spool", ["Primitives", "CChecksum", collections]),
+    room("Server", ["Primitives", "SMTP", "Message", "Routing", "Network", "Spool", collections, logging]),
+    room("Delivery", ["Primitives", "SMTP", "Message", "Network", "Spool", collections, logging]),
+    room("Telemetry", ["Primitives", "CSystemd", logging]),
+    room("Sandbox", ["Primitives", "SMTP", "Network", "COpenSSL"]),
+    room(
+      "Daemon",
+      [
+        "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Spool", "Server", "Delivery",
+        "Telemetry", "CSystemd", logging, http,
+      ]),
+    .executableTarget(
+      name: "ssmtp-mailer",
+      dependencies: [
+        "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Delivery", "Spool", "Daemon", "Sandbox",
+        "CCurl", arguments,
+      ],
+      swiftSettings: strict),
+
+    tests("PrimitivesTests", ["Primitives"]),
+    tests("SMTPTests", ["SMTP"]),
+    tests("MessageTests", ["Message"]),
+    tests("ConfigurationTests", ["Configuration"]),
+    tests("RoutingTests", ["Routing", "Configuration"]),
+    tests("NetworkTests", ["Network"]),
+    tests("SpoolTests", ["Spool"]),
+    tests("ServerTests", ["Server"]),
+    tests("DeliveryTests", ["Delivery", "Sandbox"]),
+    tests("TelemetryTests", ["Telemetry"]),
+    tests("RelayTests", ["Primitives"]),
+  ]
+)
