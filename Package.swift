@@ -58,7 +58,8 @@ let package = Package(
     .executableTarget(
       name: "ssmtp-mailer",
       dependencies: [
-        "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Delivery", "Spool", "Daemon", "Sandbox",
+        "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Delivery", "Spool", "Daemon",
+        "Sandbox",
         "CCurl", arguments,
       ],
       swiftSettings: strict),

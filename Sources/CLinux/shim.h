@@ -6,3 +6,6 @@
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/un.h>
+
+/* Hidden behind _GNU_SOURCE, which must not be defined beside Swift's own view of these headers. */
+extern int accept4(int descriptor, struct sockaddr *address, socklen_t *length, int flags);

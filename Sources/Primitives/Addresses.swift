@@ -36,8 +36,8 @@ public struct IPAddress: Hashable, Sendable, CustomStringConvertible {
   public var isLoopback: Bool { isIPv4 ? bytes[0] == 127 : bytes.dropLast().allSatisfy { $0 == 0 } && bytes[15] == 1 }
   public var isUnspecified: Bool { bytes.allSatisfy { $0 == 0 } }
 
-  public static let ipv4Any = IPAddress(bytes: [0, 0, 0, 0])
-  public static let ipv6Any = IPAddress(bytes: Array(repeating: 0, count: 16))
+  private init(unchecked bytes: [UInt8]) { self.bytes = bytes }
+  public static let ipv4Any = IPAddress(unchecked: [0, 0, 0, 0])
 
   public var description: String {
     var text = [CChar](repeating: 0, count: Int(INET6_ADDRSTRLEN))
