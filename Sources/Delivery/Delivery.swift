@@ -1,1 +1,153 @@
-// Not built yet.
+// The way out: which account carries what, and everybody's state. Accounts do the work; this is the door to them.
+
+import Logging
+import Network
+import Primitives
+import SMTP
+import Spool
+import Synchronization
+
+/// Somebody who gets no mail, and why.
+public struct BounceFailure: Sendable {
+  public let recipient: Recipient
+  public let reply: Reply
+
+  public init(recipient: Recipient, reply: Reply) {
+    self.recipient = recipient
+    self.reply = reply
+  }
+}
+
+/// What the accounts share.
+struct DeliveryServices: Sendable {
+  let store: any QueueStore
+  let resolver: Resolver
+  let time: any Timekeeper
+  let log: Logger
+  /// In 0...1.
+  let random: @Sendable () -> Double
+  let bounce: @Sendable (QueueID, Envelope, Content, [BounceFailure]) async -> BounceOutcome
+}
+
+/// The delivery of queued mail to its upstreams.
+public final class Delivery: Sendable {
+  private let services: DeliveryServices
+  private let loops: [EventLoop]
+  private struct State {
+    var accounts: [String: Account] = [:]
+    var settings: DeliverySettings
+  }
+  private let state: Mutex<State>
+
+  /// - Parameters:
+  ///   - loops: each account lives on one of them.
+  ///   - routeBounce: where a notification to this address goes: the address it has upstream, and the `[domain:]`
+  ///     that carries it; nil when it cannot be sent.
+  public init(
+    store: any QueueStore, resolver: Resolver, loops: [EventLoop], time: any Timekeeper, settings: DeliverySettings,
+    log: Logger, random: @escaping @Sendable () -> Double = { Double.random(in: 0...1) },
+    routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
+  ) {
+    self.loops = loops
+    state = Mutex(State(settings: settings))
+    let submit = Mutex<(@Sendable (QueueID, Envelope, Content) -> Void)?>(nil)
+    let bouncer = Bouncer(
+      store: store, time: time, hostname: settings.hostname, log: log, route: routeBounce,
+      submit: { id, envelope, content in submit.withLock { $0 }?(id, envelope, content) })
+    services = DeliveryServices(
+      store: store, resolver: resolver, time: time, log: log, random: random,
+      bounce: { await bouncer.bounce($0, $1, $2, $3) })
+    submit.withLock { slot in slot = { [weak self] in self?.submit($0, $1, $2) } }
+  }
+
+  /// Makes, changes and disables accounts. An account that is no longer named keeps its mail and sends nothing.
+  public func configure(_ upstreams: [UpstreamSettings], _ settings: DeliverySettings) async {
+    for upstream in upstreams {
+      let (account, isNew) = state.withLock { state in
+        state.settings = settings
+        if let account = state.accounts[upstream.name] { return (account, false) }
+        return (add(upstream, to: &state), true)
+      }
+      if !isNew { await account.configure(upstream, settings) }
+    }
+    let named = Set(upstreams.map(\.name))
+    let gone = state.withLock { $0.accounts.filter { !named.contains($0.key) } }
+    for (_, account) in gone {
+      var last = await account.settings
+      last.isEnabled = false
+      await account.configure(last, settings)
+    }
+  }
+
+  private func add(_ upstream: UpstreamSettings, to state: inout State) -> Account {
+    let loop = loops[state.accounts.count % loops.count]
+    let account = Account(settings: upstream, delivery: state.settings, services: services, loop: loop)
+    state.accounts[upstream.name] = account
+    return account
+  }
+
+  /// The account of a `[domain:]`. Mail whose `[domain:]` the configuration no longer has waits in one that is off.
+  private func account(_ name: String) -> Account {
+    state.withLock { state in
+      if let account = state.accounts[name] { return account }
+      var missing = UpstreamSettings(
+        name: name, account: "", host: "", port: 0, security: .none, credential: nil, heloName: "")
+      missing.isEnabled = false
+      return add(missing, to: &state)
+    }
+  }
+
+  /// Takes a message that is durable in the queue. From any thread.
+  public func submit(_ id: QueueID, _ envelope: Envelope, _ content: Content) {
+    if let first = envelope.recipients.first, envelope.recipients.allSatisfy({ $0.account == first.account }) {
+      let all = Array(envelope.recipients.indices)
+      account(first.account).submit(FreshMessage(id: id, envelope: envelope, recipients: all, content: content))
+      return
+    }
+    let lanes = Dictionary(grouping: envelope.recipients.indices) { envelope.recipients[$0].account }
+    for (name, indices) in lanes {
+      account(name).submit(FreshMessage(id: id, envelope: envelope, recipients: indices, content: content))
+    }
+  }
+
+  /// Takes what the queue held when the daemon started.
+  public func recover(_ entries: [QueueEntry]) async {
+    var lanes: [String: [(id: QueueID, when: Timestamp)]] = [:]
+    for entry in entries where !entry.isHeld && !entry.isDead {
+      for lane in entry.lanes { lanes[lane.account, default: []].append((entry.id, lane.nextAttempt)) }
+    }
+    for (name, entries) in lanes { await account(name).recover(entries) }
+  }
+
+  /// Tries messages now, whatever their schedule says; nil tries all, and accounts on hold with them.
+  public func retry(_ id: QueueID?) async {
+    guard let id else {
+      for account in all { await account.retry(nil) }
+      return
+    }
+    guard let (envelope, _) = try? await services.store.readEnvelope(id) else { return }
+    for name in Set(envelope.recipients.map(\.account)) { await account(name).retry([id]) }
+  }
+
+  /// Takes a message out of the queue. Returns false when it is being delivered at this moment.
+  public func delete(_ id: QueueID) async -> Bool {
+    for account in all where await !account.cancel(id) { return false }
+    services.store.remove(id)
+    return true
+  }
+
+  private var all: [Account] { state.withLock { Array($0.accounts.values) } }
+
+  public func snapshots() async -> [AccountSnapshot] {
+    var result: [AccountSnapshot] = []
+    for account in all { result.append(await account.snapshot()) }
+    return result.sorted { $0.name < $1.name }
+  }
+
+  /// Stops handing out mail; returns when nothing is under way any more, or after `grace`.
+  public func stop(within grace: Duration) async {
+    await withTaskGroup(of: Void.self) { group in
+      for account in all { group.addTask { await account.stop(within: grace) } }
+    }
+  }
+}

@@ -66,6 +66,9 @@ public final class ByteStream {
     inputStart = 0
   }
 
+  /// Moves the deadline of a ``fill(until:waitingFor:)`` that waits now: what it waits for has changed.
+  public func extendFill(to deadline: MonotonicInstant) { watcher.extendReader(to: deadline) }
+
   /// Waits until bytes arrive and appends them to what is buffered. Returns false at the end of the stream.
   public nonisolated(nonsending) func fill(until deadline: MonotonicInstant, waitingFor what: StaticString)
     async

@@ -241,6 +241,13 @@ final class Watcher {
     }
   }
 
+  /// Moves the deadline of the reader that waits now, if one does.
+  func extendReader(to deadline: MonotonicInstant) {
+    guard let reader else { return }
+    self.reader = (reader.wake, deadline)
+    if deadline != .distantFuture { loop.armSweep() }
+  }
+
   nonisolated(nonsending) func writable(until deadline: MonotonicInstant) async -> Wait {
     if isClosed { return .closed }
     if isWritable { return .ready }

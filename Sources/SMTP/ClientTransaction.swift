@@ -121,6 +121,13 @@ public struct ClientTransaction: Sendable {
     return nil
   }
 
+  /// The outcome of a transaction that was not begun because of ``obstacle(size:smtpUTF8:capabilities:)``.
+  public static func notBegun(recipients count: Int, _ obstacle: Reply) -> Outcome {
+    Outcome(
+      recipients: Array(repeating: .refused(obstacle, stage: .mail), count: count), isInDoubt: false, mustClose: false,
+      needsReset: false)
+  }
+
   // MARK: - Commands
 
   /// Appends what can be sent before any reply; to be called once.

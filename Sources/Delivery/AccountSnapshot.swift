@@ -1,0 +1,64 @@
+// The state of an account as people and monitors see it.
+
+import Primitives
+
+/// What an account has done since the daemon started. Recipients, unless the name says otherwise.
+public struct AccountCounters: Sendable, Hashable {
+  public var delivered = 0
+  public var deferred = 0
+  public var failed = 0
+  /// Messages whose connection broke between their end and the reply to it.
+  public var inDoubt = 0
+  /// Connections begun.
+  public var connections = 0
+  public var logins = 0
+  /// TLS handshakes that resumed a session.
+  public var resumed = 0
+  /// Times a message that was due waited for the rate limit.
+  public var throttled = 0
+}
+
+/// An account at one moment.
+public struct AccountSnapshot: Sendable {
+  public struct Hold: Sendable {
+    public var fault: AccountFault
+    public var reason: String
+    public var since: Timestamp
+    public var nextTry: Timestamp
+    public var advice: String
+  }
+
+  /// The name of the `[domain:]`.
+  public var name: String
+  public var account: String
+  /// Host and port.
+  public var upstream: String
+  public var isEnabled: Bool
+  /// Messages that wait, and messages that are under way.
+  public var queued: Int
+  public var active: Int
+  public var connections: Int
+  public var maximumConnections: Int
+  /// nil when the rate is not limited.
+  public var ratePerMinute: Int?
+  public var tokens: Int?
+  /// Why nothing is sent; nil when the account sends.
+  public var hold: Hold?
+  public var lastError: String?
+  public var counters: AccountCounters
+}
+
+extension Duration {
+  /// For log lines: `0.04s`, `12s`, `5m`, `2h`.
+  var rounded: String {
+    let seconds = inSeconds
+    if seconds < 10 {
+      let hundredths = Int((seconds * 100).rounded())
+      let rest = hundredths % 100
+      return "\(hundredths / 100).\(rest < 10 ? "0" : "")\(rest)s"
+    }
+    if seconds < 120 { return "\(Int(seconds.rounded()))s" }
+    if seconds < 7200 { return "\(Int((seconds / 60).rounded()))m" }
+    return "\(Int((seconds / 3600).rounded()))h"
+  }
+}

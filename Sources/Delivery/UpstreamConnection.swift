@@ -1,0 +1,498 @@
+// One connection to an upstream: opened, secured, logged in, then used for many messages. It speaks SMTP and knows
+// nothing of queues: jobs come from its account, outcomes go back there.
+
+import Collections
+import Network
+import Primitives
+import SMTP
+import Spool
+
+/// A message on its way through one account.
+struct Job: Sendable {
+  let id: QueueID
+  let envelope: Envelope
+  /// The indices, in the envelope, of the recipients that this account still has to serve.
+  let recipients: [Int]
+  /// Attempts made before this one.
+  let attempts: Int
+  let content: Content
+  let size: Int
+
+  init(id: QueueID, envelope: Envelope, recipients: [Int], attempts: Int, content: Content) {
+    self.id = id
+    self.envelope = envelope
+    self.recipients = recipients
+    self.attempts = attempts
+    self.content = content
+    size =
+      switch content {
+      case .bytes(let bytes): bytes.count
+      case .file(let file): file.count
+      }
+  }
+}
+
+/// Why a connection could not be brought to the point where mail can be sent.
+struct OpenFailure: Error, Sendable, CustomStringConvertible {
+  var fault: AccountFault
+  var description: String
+}
+
+actor UpstreamConnection {
+  nonisolated let number: Int
+  private let loop: EventLoop
+  private let settings: UpstreamSettings
+  private let time: any Timekeeper
+  private let account: Account
+
+  nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
+
+  private var stream: ByteStream?
+  private var parser = ReplyParser()
+  private var capabilities = Capabilities()
+  private(set) var peer = ""
+  private(set) var tls: TLSSummary?
+
+  /// What was sent and waits for replies, oldest first.
+  private var inFlight: Deque<Exchange> = []
+  /// Jobs behind a probe or behind a content that is still being written.
+  private var waiting: Deque<Job> = []
+  private var isWriting = false
+  private var isQuitting = false
+  private var mustReset = false
+  private var lastUse: MonotonicInstant
+  /// The shortest time from a flight to its last reply: as good as the round trip.
+  private var roundTrip = Duration.seconds(3600)
+
+  /// An idle connection older than this is probed before a message is trusted to it.
+  private static let probeAfter = Duration.seconds(30)
+  /// We leave before the upstream throws us out.
+  private static let idleLimit = Duration.seconds(240)
+  /// With a line slower than this, the next message's flight does not wait for the replies to the last.
+  private static let overlapFrom = Duration.milliseconds(5)
+  static let overlapDepth = 4
+  private static let chunk = 256 * 1024
+
+  private enum Exchange {
+    case probe
+    case quit
+    case transaction(Transmission)
+  }
+
+  private struct Transmission {
+    let job: Job
+    var transaction: ClientTransaction
+    var isContentSent = false
+    let started: MonotonicInstant
+  }
+
+  init(number: Int, settings: UpstreamSettings, account: Account, loop: EventLoop, time: any Timekeeper) {
+    self.number = number
+    self.settings = settings
+    self.account = account
+    self.loop = loop
+    self.time = time
+    lastUse = time.now
+  }
+
+  /// The whole life of the connection.
+  func run(resolver: Resolver, context: TLSContext?) async {
+    do throws(OpenFailure) {
+      let stream = try await connect(resolver)
+      self.stream = stream
+      try await introduce(stream, context)
+    } catch {
+      stream?.close()
+      await account.openingFailed(number, error)
+      return
+    }
+    await account.opened(number, peer: peer, tls: tls)
+    await readReplies()
+  }
+
+  // MARK: Opening
+
+  private func connect(_ resolver: Resolver) async throws(OpenFailure) -> ByteStream {
+    let addresses: [IPAddress]
+    do { addresses = try await resolver.addresses(of: settings.host) } catch {
+      throw OpenFailure(fault: .unreachable, description: "\(error)")
+    }
+    let deadline = SystemTime().now + settings.connectionTimeout
+    var problems: [String] = []
+    for (i, address) in addresses.enumerated() {
+      // The connections of a pool begin at different addresses, and each goes on to the next when one is dead.
+      let address = addresses.count > 1 ? addresses[(i + number) % addresses.count] : address
+      let share = (deadline - SystemTime().now) / (addresses.count - i)
+      do throws(NetworkError) {
+        let stream = try await ByteStream.connect(
+          to: Endpoint(address: address, port: settings.port), on: loop, until: SystemTime().now + share)
+        peer = "\(settings.host)[\(address)]:\(settings.port)"
+        return stream
+      } catch { problems.append("\(error)") }
+    }
+    throw OpenFailure(fault: .unreachable, description: problems.joined(separator: "; "))
+  }
+
+  private func introduce(_ stream: ByteStream, _ context: TLSContext?) async throws(OpenFailure) {
+    if settings.security == .implicitTLS { try await secure(stream, context) }
+    try await expect(stream, nil, .greeting)
+    try await hello(stream)
+    if settings.security == .startTLS {
+      guard capabilities.startTLS else {
+        throw OpenFailure(
+          fault: .insecure,
+          description: "\(peer) does not offer STARTTLS, which use_starttls asks for: nothing was sent in clear")
+      }
+      try await expect(stream, "STARTTLS", .startTLS)
+      try await secure(stream, context)
+      // What was learnt in clear is forgotten (RFC 3207 4.2).
+      parser = ReplyParser()
+      try await hello(stream)
+    }
+    if let credential = settings.credential { try await authenticate(stream, credential) }
+    lastUse = time.now
+  }
+
+  private func secure(_ stream: ByteStream, _ context: TLSContext?) async throws(OpenFailure) {
+    guard let context else { throw OpenFailure(fault: .insecure, description: "TLS is not set up") }
+    do {
+      try await stream.startTLS(
+        context, serverName: settings.serverName, until: SystemTime().now + settings.connectionTimeout)
+      tls = stream.tls
+    } catch {
+      let fault: AccountFault = if case .certificate = error { .certificate } else { .unreachable }
+      throw OpenFailure(fault: fault, description: "\(peer): \(error)")
+    }
+  }
+
+  private func hello(_ stream: ByteStream) async throws(OpenFailure) {
+    capabilities = Capabilities(ehlo: try await expect(stream, "EHLO \(settings.heloName)", .hello))
+  }
+
+  private func authenticate(_ stream: ByteStream, _ credential: Credential) async throws(OpenFailure) {
+    let mechanism = credential.mechanism
+    guard capabilities.authMechanisms.contains(mechanism.rawValue) else {
+      let offered = capabilities.authMechanisms.sorted().joined(separator: " ")
+      throw OpenFailure(
+        fault: .insecure,
+        description: "\(peer) does not offer AUTH \(mechanism.rawValue) (it offers: \(offered.isEmpty ? "none" : offered))")
+    }
+    let initial: String
+    switch mechanism {
+    case .login:
+      try await expect(stream, "AUTH LOGIN", .authentication, intermediate: true)
+      try await expect(stream, SASL.login(credential.username), .authentication, intermediate: true)
+      try await expect(stream, SASL.login(credential.secret), .authentication)
+      return
+    case .plain: initial = SASL.plain(username: credential.username, password: credential.secret)
+    case .xoauth2: initial = SASL.xoauth2(username: credential.username, token: credential.secret)
+    case .oauthBearer:
+      initial = SASL.oauthBearer(
+        username: credential.username, host: settings.host, port: Int(settings.port), token: credential.secret)
+    }
+    let reply = try await exchange(stream, "AUTH \(mechanism.rawValue) \(initial)", .authentication)
+    if reply.isPositive { return }
+    guard reply.isIntermediate else { throw refused(reply, .authentication) }
+    // The challenge explains an error; the verdict comes after an answer to it: empty for XOAUTH2 (Google), a single
+    // ^A for OAUTHBEARER (RFC 7628 3.2.3).
+    try await expect(stream, mechanism == .oauthBearer ? "AQ==" : "", .authentication)
+  }
+
+  private func refused(_ reply: Reply, _ stage: Stage) -> OpenFailure {
+    let fault: AccountFault =
+      if case .accountHeld(let fault) = ReplyMeaning(of: reply, at: stage) { fault } else { .unreachable }
+    return OpenFailure(fault: fault, description: "\(peer) answered at \(stage.rawValue): \(reply)")
+  }
+
+  @discardableResult
+  private func expect(_ stream: ByteStream, _ command: String?, _ stage: Stage, intermediate: Bool = false) async
+    throws(OpenFailure) -> Reply
+  {
+    let reply = try await exchange(stream, command, stage)
+    guard intermediate ? reply.isIntermediate : reply.isPositive else { throw refused(reply, stage) }
+    return reply
+  }
+
+  private func exchange(_ stream: ByteStream, _ command: String?, _ stage: Stage) async throws(OpenFailure) -> Reply {
+    do {
+      if let command {
+        stream.append {
+          $0.append(contentsOf: command.utf8)
+          $0.append(contentsOf: [13, 10])
+        }
+        try await stream.flush(until: SystemTime().now + settings.writeTimeout, waitingFor: "the upstream to read")
+      }
+      let deadline = SystemTime().now + settings.readTimeout
+      while true {
+        if let reply = try nextBufferedReply(stream) { return reply }
+        guard try await stream.fill(until: deadline, waitingFor: "the upstream's reply") else {
+          throw NetworkError.endOfStream
+        }
+      }
+    } catch {
+      throw OpenFailure(fault: .unreachable, description: "\(peer.isEmpty ? settings.host : peer) at \(stage.rawValue): \(error)")
+    }
+  }
+
+  private func nextBufferedReply(_ stream: ByteStream) throws -> Reply? {
+    guard stream.bufferedCount > 0 else { return nil }
+    return try stream.consume { bytes in
+      var consumed = 0
+      let result = Result { try parser.next(bytes, consumed: &consumed) }
+      return (consumed, result)
+    }.get()
+  }
+
+  // MARK: Sending
+
+  /// How many messages may be under way at once.
+  private var depth: Int {
+    capabilities.chunking && capabilities.pipelining && roundTrip > Self.overlapFrom && roundTrip < .seconds(3600)
+      ? Self.overlapDepth : 1
+  }
+
+  /// Takes a job. Its outcome goes to the account.
+  func start(_ job: Job) {
+    let now = time.now
+    if inFlight.isEmpty, waiting.isEmpty, now - lastUse > Self.probeAfter {
+      inFlight.append(.probe)
+      stream?.append { $0.append(contentsOf: "RSET\r\n".utf8) }
+      waiting.append(job)
+      pushOut()
+      expectReply(within: settings.readTimeout)
+    } else if isWriting || !waiting.isEmpty {
+      waiting.append(job)
+    } else {
+      transmit(job, now)
+    }
+  }
+
+  private func transmit(_ job: Job, _ now: MonotonicInstant) {
+    guard let stream else { return }
+    if let obstacle = ClientTransaction.obstacle(
+      size: job.size, smtpUTF8: job.envelope.smtpUTF8, capabilities: capabilities)
+    {
+      report(job, ClientTransaction.notBegun(recipients: job.recipients.count, obstacle))
+      return
+    }
+    var transmission = Transmission(
+      job: job,
+      transaction: ClientTransaction(
+        reversePath: job.envelope.reversePath, recipients: job.recipients.map { job.envelope.recipients[$0].address },
+        size: job.size, is8Bit: job.envelope.is8Bit, smtpUTF8: job.envelope.smtpUTF8, capabilities: capabilities),
+      started: now)
+    if mustReset || !inFlight.isEmpty {
+      // What went before may have failed in the middle, and a failed BDAT leaves its transaction open (RFC 3030 2).
+      mustReset = false
+      inFlight.append(.probe)
+      stream.append { $0.append(contentsOf: "RSET\r\n".utf8) }
+      if !capabilities.pipelining {
+        waiting.append(job)
+        pushOut()
+        return expectReply(within: settings.readTimeout)
+      }
+    }
+    lastUse = now
+    var style = ClientTransaction.Style.lockStep
+    stream.append { style = transmission.transaction.flight(into: &$0) }
+    if style == .chunked {
+      send(&transmission, dotStuffed: false)
+    } else {
+      pushOut()
+    }
+    inFlight.append(.transaction(transmission))
+    expectReply(within: style == .chunked ? settings.contentReplyTimeout : settings.readTimeout)
+  }
+
+  /// Sends the content: at once what is in memory, in pieces what is in a file.
+  private func send(_ transmission: inout Transmission, dotStuffed: Bool) {
+    guard let stream else { return }
+    switch transmission.job.content {
+    case .bytes(let bytes):
+      stream.append { output in
+        guard dotStuffed else {
+          output.append(contentsOf: bytes)
+          return
+        }
+        var encoder = DataEncoder()
+        bytes.withUnsafeBytes { encoder.encode($0, into: &output) }
+        encoder.finish(into: &output)
+      }
+      transmission.isContentSent = true
+      pushOut()
+    case .file(let file):
+      isWriting = true
+      Task { await write(file, dotStuffed: dotStuffed) }
+    }
+  }
+
+  private func pushOut() {
+    guard let stream, !isWriting else { return }
+    do {
+      if try stream.tryFlush() { return }
+    } catch {
+      // The reader notices as well, and cleans up.
+      stream.close()
+      return
+    }
+    isWriting = true
+    Task { await drain() }
+  }
+
+  private func drain() async {
+    do {
+      try await stream?.flush(until: SystemTime().now + settings.writeTimeout, waitingFor: "the upstream to read")
+    } catch { stream?.close() }
+    isWriting = false
+    startWaiting()
+  }
+
+  private func write(_ file: any StoredContent, dotStuffed: Bool) async {
+    guard let stream else { return }
+    var encoder = DataEncoder()
+    do {
+      var offset = 0
+      while offset < file.count {
+        let piece = try await file.read(at: offset, count: min(Self.chunk, file.count - offset))
+        if piece.isEmpty { throw NetworkError.endOfStream }
+        offset += piece.count
+        stream.append { output in
+          if dotStuffed {
+            piece.withUnsafeBytes { encoder.encode($0, into: &output) }
+          } else {
+            output.append(contentsOf: piece)
+          }
+        }
+        stream.extendFill(to: SystemTime().now + settings.contentReplyTimeout)
+        try await stream.flush(until: SystemTime().now + settings.writeTimeout, waitingFor: "the upstream to read")
+      }
+      if dotStuffed {
+        stream.append { encoder.finish(into: &$0) }
+        try await stream.flush(until: SystemTime().now + settings.writeTimeout, waitingFor: "the upstream to read")
+      }
+      if case .transaction(var last)? = inFlight.last {
+        last.isContentSent = true
+        inFlight[inFlight.count - 1] = .transaction(last)
+      }
+      expectReply(within: settings.contentReplyTimeout)
+    } catch {
+      // A content that ends early must not look complete: the connection goes, the message stays.
+      stream.close()
+    }
+    isWriting = false
+    startWaiting()
+  }
+
+  private func startWaiting() {
+    while !isWriting, let job = waiting.popFirst() { transmit(job, time.now) }
+  }
+
+  // MARK: Replies
+
+  private var replyDeadline = MonotonicInstant.distantFuture
+
+  private func expectReply(within timeout: Duration) {
+    replyDeadline = SystemTime().now + timeout
+    stream?.extendFill(to: replyDeadline)
+  }
+
+  private func readReplies() async {
+    guard let stream else { return }
+    replyDeadline = SystemTime().now + Self.idleLimit
+    var reason: String
+    do {
+      while true {
+        while let reply = try nextBufferedReply(stream) {
+          guard handle(reply) else {
+            return finish("the upstream closes: \(reply)", isFault: !isQuitting)
+          }
+        }
+        if inFlight.isEmpty { stream.releaseOutputBuffer() }
+        guard try await stream.fill(until: replyDeadline, waitingFor: "the upstream's reply") else { break }
+      }
+      reason = "the upstream closed the connection"
+    } catch let error as NetworkError {
+      if case .timedOut = error, inFlight.isEmpty {
+        quit()
+        return finish("idle", isFault: false)
+      }
+      reason = "\(error)"
+    } catch { reason = "\(error)" }
+    // An idle connection may go at any time; a message under way is another matter.
+    finish(reason, isFault: !isQuitting && !inFlight.isEmpty)
+  }
+
+  /// Returns false when the connection is at its end.
+  private func handle(_ reply: Reply) -> Bool {
+    guard let first = inFlight.first else { return false }  // nobody asked: 421, or nonsense
+    switch first {
+    case .quit: return false
+    case .probe:
+      guard reply.isPositive else { return false }
+      inFlight.removeFirst()
+      lastUse = time.now
+      startWaiting()
+      return true
+    case .transaction(var transmission):
+      let event = transmission.transaction.receive(reply)
+      switch event {
+      case .wait: inFlight[0] = .transaction(transmission)
+      case .send(let commands):
+        inFlight[0] = .transaction(transmission)
+        stream?.append { $0.append(contentsOf: commands) }
+        pushOut()
+      case .sendContent(let dotStuffed):
+        send(&transmission, dotStuffed: dotStuffed)
+        inFlight[0] = .transaction(transmission)
+        expectReply(within: settings.contentReplyTimeout)
+      case .finished(let outcome):
+        inFlight.removeFirst()
+        let now = time.now
+        roundTrip = min(roundTrip, now - transmission.started)
+        lastUse = now
+        if outcome.needsReset { mustReset = true }
+        replyDeadline = SystemTime().now + (inFlight.isEmpty ? Self.idleLimit : settings.contentReplyTimeout)
+        report(transmission.job, outcome)
+        if outcome.mustClose { return false }
+      }
+      return true
+    }
+  }
+
+  private func report(_ job: Job, _ outcome: ClientTransaction.Outcome) {
+    let (depth, peer) = (depth, peer)
+    account.assumeIsolated { $0.finished(job, outcome, on: number, peer: peer, depth: depth) }
+  }
+
+  // MARK: Closing
+
+  /// Says QUIT once nothing is under way.
+  func quit() {
+    guard !isQuitting, inFlight.isEmpty, waiting.isEmpty else { return }
+    isQuitting = true
+    inFlight.append(.quit)
+    stream?.append { $0.append(contentsOf: "QUIT\r\n".utf8) }
+    pushOut()
+    expectReply(within: .seconds(5))
+  }
+
+  /// Drops the connection now; what is under way is reported as lost.
+  func abort() { stream?.close() }
+
+  private func finish(_ reason: String, isFault: Bool) {
+    stream?.close()
+    let lost = inFlight
+    let never = waiting
+    inFlight = []
+    waiting = []
+    for exchange in lost {
+      guard case .transaction(let transmission) = exchange else { continue }
+      let outcome = transmission.transaction.connectionFailed(contentFullySent: transmission.isContentSent)
+      let (job, peer) = (transmission.job, peer)
+      account.assumeIsolated { $0.lost(job, outcome, reason, peer: peer) }
+    }
+    let peer = peer
+    for job in never { account.assumeIsolated { $0.unsent(job) } }
+    account.assumeIsolated { $0.closed(number, reason, peer: peer, isFault: isFault) }
+  }
+}

@@ -1,0 +1,146 @@
+// The content of one message on its way in: kept in memory while it is small, streamed into a file of its own when
+// it is not, so that a session costs a bounded amount of memory whatever it sends.
+
+import Message
+import Primitives
+import SMTP
+import Spool
+
+/// A message that is not taken, and the reply that says so.
+struct Refusal: Error {
+  let reply: Reply
+}
+
+/// Belongs to its session.
+final class ContentReceiver {
+  let id: QueueID
+  private let store: any QueueStore
+  private let limit: Int
+  private let hostname: String
+  private let recipients: [String]
+
+  private var buffer: [UInt8] = []
+  private let traceLength: Int
+  private var decoder = DataDecoder()
+  private var scanner = BareLineBreakScanner()
+  private var chunkOctets = 0
+  private var writer: (any ContentWriter)?
+  private var spilled = 0
+  private var refusal: Reply?
+
+  /// What a session holds in memory at most, beside what has just come from the socket.
+  private static let memoryLimit = 256 * 1024
+
+  init(
+    id: QueueID, store: any QueueStore, limit: Int, hostname: String, recipients: [String],
+    trace: (inout [UInt8]) -> Void
+  ) {
+    self.id = id
+    self.store = store
+    self.limit = limit
+    self.hostname = hostname
+    self.recipients = recipients
+    trace(&buffer)
+    traceLength = buffer.count
+  }
+
+  /// Octets that will be relayed, our Received field included.
+  var size: Int { spilled + buffer.count }
+
+  /// Takes what follows DATA. Returns whether the end of data has been seen.
+  func decode(_ bytes: UnsafeRawBufferPointer) -> (consumed: Int, Bool) {
+    guard let (consumed, isFinished) = try? decoder.decode(bytes, into: &buffer) else { return (bytes.count, true) }
+    if decoder.octetCount > limit { refuse(tooLarge) }
+    if decoder.sawBareLineBreak { refuse(Self.bareLineBreak) }
+    return (consumed, isFinished)
+  }
+
+  /// Takes octets of a BDAT chunk.
+  func take(_ bytes: UnsafeRawBufferPointer) {
+    chunkOctets += bytes.count
+    scanner.scan(bytes)
+    if chunkOctets > limit { refuse(tooLarge) }
+    if scanner.sawBareLineBreak { refuse(Self.bareLineBreak) }
+    if refusal == nil { buffer.append(contentsOf: bytes) }
+  }
+
+  private var tooLarge: Reply { Reply(552, "5.3.4", "Message exceeds the limit of \(limit) octets") }
+  private static let bareLineBreak = Reply(
+    554, "5.6.0", "Message refused: it has a CR or LF that is not part of a CRLF (RFC 5321 2.3.8)")
+
+  /// The content is no longer kept, only read to its end.
+  private func refuse(_ reply: Reply) {
+    if refusal == nil { refusal = reply }
+    decoder.discardsContent = true
+    buffer = []
+  }
+
+  /// Moves what has come so far into a file, once it is too much for memory.
+  nonisolated(nonsending) func spill() async {
+    guard buffer.count > Self.memoryLimit, refusal == nil else { return }
+    do throws(QueueError) {
+      if writer == nil {
+        if let reply = loopRefusal() { return refuse(reply) }
+        writer = try await store.makeContentWriter(for: id)
+      }
+      let piece = buffer
+      buffer = []
+      spilled += piece.count
+      try await writer?.write(piece)
+    } catch { refuse(Self.reply(for: error)) }
+  }
+
+  /// Makes the message durable.
+  nonisolated(nonsending) func commit(_ envelope: Envelope) async -> Result<Content, Refusal> {
+    scanner.finish()
+    if refusal == nil, scanner.sawBareLineBreak { refuse(Self.bareLineBreak) }
+    if refusal == nil, writer == nil, let reply = loopRefusal() { refuse(reply) }
+    if let refusal {
+      await discard()
+      return .failure(Refusal(reply: refusal))
+    }
+    do throws(QueueError) {
+      let content: Content
+      if let writer {
+        if !buffer.isEmpty {
+          spilled += buffer.count
+          let piece = buffer
+          buffer = []
+          try await writer.write(piece)
+        }
+        content = try await writer.finish()
+      } else {
+        content = .bytes(buffer)
+      }
+      try await store.append(id, envelope, content)
+      writer = nil
+      return .success(content)
+    } catch {
+      await discard()
+      return .failure(Refusal(reply: Self.reply(for: error)))
+    }
+  }
+
+  /// Removes what was written of a message that is not taken.
+  nonisolated(nonsending) func discard() async {
+    await writer?.discard()
+    writer = nil
+    buffer = []
+  }
+
+  private func loopRefusal() -> Reply? {
+    buffer.withUnsafeBytes { bytes in
+      let header = HeaderView(UnsafeRawBufferPointer(rebasing: bytes[traceLength...]))
+      return switch LoopDetector.examine(header, hostname: hostname, recipients: recipients) {
+      case .fine: nil
+      case .tooManyHops(let hops): Reply(554, "5.4.6", "Mail loop: the message has been relayed \(hops) times")
+      case .seenBefore: Reply(554, "5.4.6", "Mail loop: the message was here before, for the same recipient")
+      }
+    }
+  }
+
+  private static func reply(for error: QueueError) -> Reply {
+    if case .full = error { return Reply(452, "4.3.1", "Insufficient storage, try again later") }
+    return Reply(452, "4.3.0", "The queue cannot take mail now, try again later")
+  }
+}

@@ -1,0 +1,170 @@
+// The front door: listeners, the limits that hold for all clients together, and the sessions that are open.
+
+import Logging
+import Network
+import Primitives
+import Routing
+import SMTP
+import Spool
+import Synchronization
+
+/// What sessions are told by the configuration. A reload replaces it; sessions see it with their next transaction.
+public struct ServerSettings: Sendable {
+  public var hostname: String
+  public var maximumMessageSize: Int
+  public var maximumRecipients: Int
+  public var maximumConnections: Int
+  public var maximumConnectionsPerAddress: Int
+  /// How long a client may be silent.
+  public var clientTimeout: Duration
+  public var router: Router
+  /// nil does not offer STARTTLS.
+  public var tls: TLSContext?
+
+  public init(
+    hostname: String, maximumMessageSize: Int = 35_882_577, maximumRecipients: Int = 100,
+    maximumConnections: Int = 1000, maximumConnectionsPerAddress: Int = 50, clientTimeout: Duration = .seconds(300),
+    router: Router, tls: TLSContext? = nil
+  ) {
+    self.hostname = hostname
+    self.maximumMessageSize = maximumMessageSize
+    self.maximumRecipients = maximumRecipients
+    self.maximumConnections = maximumConnections
+    self.maximumConnectionsPerAddress = maximumConnectionsPerAddress
+    self.clientTimeout = clientTimeout
+    self.router = router
+    self.tls = tls
+  }
+}
+
+/// What the front door has seen since the daemon started.
+public struct ServerCounters: Sendable, Hashable {
+  public var connections = 0
+  /// Turned away because there were too many.
+  public var refusedConnections = 0
+  public var accepted = 0
+  /// Messages answered with 4xx or 5xx after their content.
+  public var refused = 0
+  public var openSessions = 0
+}
+
+/// An SMTP server on some listeners.
+public final class SMTPServer: Sendable {
+  /// Called with each message once it is durable.
+  public typealias Hand = @Sendable (QueueID, Envelope, Content) -> Void
+
+  let store: any QueueStore
+  let time: any Timekeeper
+  let log: Logger
+  let hand: Hand
+  private let loops: [EventLoop]
+
+  private struct State {
+    var settings: ServerSettings
+    var sessions: [Int: Session] = [:]
+    var perAddress: [IPAddress: Int] = [:]
+    var acceptors: [Acceptor] = []
+    var nextSession = 0
+    var isStopping = false
+    var whenEmpty: CheckedContinuation<Void, Never>?
+    var counters = ServerCounters()
+  }
+  private let state: Mutex<State>
+
+  public init(
+    store: any QueueStore, loops: [EventLoop], time: any Timekeeper, settings: ServerSettings, log: Logger,
+    hand: @escaping Hand
+  ) {
+    self.store = store
+    self.loops = loops
+    self.time = time
+    self.log = log
+    self.hand = hand
+    state = Mutex(State(settings: settings))
+  }
+
+  public var settings: ServerSettings { state.withLock { $0.settings } }
+  public func configure(_ settings: ServerSettings) { state.withLock { $0.settings = settings } }
+
+  public var counters: ServerCounters {
+    state.withLock { state in
+      var counters = state.counters
+      counters.openSessions = state.sessions.count
+      return counters
+    }
+  }
+
+  func count(_ change: (inout ServerCounters) -> Void) { state.withLock { change(&$0.counters) } }
+
+  /// Begins to accept. Sessions are spread over the loops in turn.
+  public func listen(on listener: Listener) {
+    let acceptor = listener.accept(on: loops[0]) { [self] descriptor in admit(descriptor) }
+    state.withLock { $0.acceptors.append(acceptor) }
+  }
+
+  private func admit(_ descriptor: CInt) {
+    let (number, loop) = state.withLock { state in
+      state.nextSession += 1
+      return (state.nextSession, loops[state.nextSession % loops.count])
+    }
+    let session = Session(number: number, server: self, loop: loop)
+    Task(executorPreference: loop) { await session.run(descriptor) }
+  }
+
+  /// Counts a session in. Returns the refusal when there are too many.
+  func enter(_ session: Session, from address: IPAddress) -> Reply? {
+    state.withLock { state in
+      state.counters.connections += 1
+      let refusal: Reply? =
+        if state.isStopping {
+          Reply(421, "4.3.2", "\(state.settings.hostname) is shutting down, try again later")
+        } else if state.sessions.count >= state.settings.maximumConnections {
+          Reply(421, "4.7.0", "\(state.settings.hostname) has too many connections, try again later")
+        } else if state.perAddress[address, default: 0] >= state.settings.maximumConnectionsPerAddress {
+          Reply(421, "4.7.0", "\(state.settings.hostname) has too many connections from your address, try again later")
+        } else { nil }
+      guard refusal == nil else {
+        state.counters.refusedConnections += 1
+        return refusal
+      }
+      state.sessions[session.number] = session
+      state.perAddress[address, default: 0] += 1
+      return nil
+    }
+  }
+
+  func leave(_ session: Session, from address: IPAddress) {
+    let waiter: CheckedContinuation<Void, Never>? = state.withLock { state in
+      guard state.sessions.removeValue(forKey: session.number) != nil else { return nil }
+      let left = state.perAddress[address, default: 1] - 1
+      state.perAddress[address] = left > 0 ? left : nil
+      guard state.sessions.isEmpty, let waiter = state.whenEmpty else { return nil }
+      state.whenEmpty = nil
+      return waiter
+    }
+    waiter?.resume()
+  }
+
+  /// Stops accepting and sends idle clients away; those in the middle of a message may finish it, within `grace`.
+  public func stop(within grace: Duration) async {
+    let (acceptors, sessions) = state.withLock { state in
+      state.isStopping = true
+      return (state.acceptors, Array(state.sessions.values))
+    }
+    for acceptor in acceptors { await acceptor.stop() }
+    for session in sessions { await session.shutDown() }
+    let alarm = Task { [time, self] in
+      guard (try? await time.sleep(until: time.now + grace)) != nil else { return }
+      for session in state.withLock({ Array($0.sessions.values) }) { await session.abort() }
+    }
+    await withCheckedContinuation { continuation in
+      let isEmpty = state.withLock { state in
+        if state.sessions.isEmpty { return true }
+        state.whenEmpty = continuation
+        return false
+      }
+      if isEmpty { continuation.resume() }
+    }
+    alarm.cancel()
+  }
+}

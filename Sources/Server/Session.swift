@@ -1,0 +1,310 @@
+// One client: reads its commands, lets the state machine judge them, the router decide, and the queue keep the mail.
+
+import Logging
+import Message
+import Network
+import Primitives
+import Routing
+import SMTP
+import Spool
+
+actor Session {
+  nonisolated let number: Int
+  private let server: SMTPServer
+  private let loop: EventLoop
+  nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
+
+  private var stream: ByteStream?
+  private var settings: ServerSettings
+  private var machine: ServerStateMachine
+  private var framer = LineFramer()
+  private var client = IPAddress.ipv4Any
+  private var isStopping = false
+  private var isWaitingForCommand = false
+
+  // The transaction that is open.
+  private var sender = ReversePath.null
+  private var parameters = MailParameters()
+  private var recipients: [Recipient] = []
+  private var receiver: ContentReceiver?
+
+  init(number: Int, server: SMTPServer, loop: EventLoop) {
+    self.number = number
+    self.server = server
+    self.loop = loop
+    settings = server.settings
+    machine = ServerStateMachine(settings: Self.protocolSettings(settings), isTLS: false)
+  }
+
+  private static func protocolSettings(_ settings: ServerSettings) -> ServerStateMachine.Settings {
+    .init(
+      hostname: settings.hostname, maximumMessageSize: settings.maximumMessageSize,
+      maximumRecipients: settings.maximumRecipients, offersStartTLS: settings.tls != nil)
+  }
+
+  // MARK: Life
+
+  func run(_ descriptor: CInt) async {
+    guard let stream = try? ByteStream(adopting: descriptor, on: loop) else { return }
+    self.stream = stream
+    client = stream.peer.address
+    if let refusal = server.enter(self, from: client) {
+      server.log.warning("\(client): turned away: \(refusal)")
+      send(refusal)
+      try? await flush(stream)
+      stream.close()
+      return
+    }
+    do throws(NetworkError) {
+      send(machine.greeting())
+      try await serve(stream)
+    } catch {
+      if error != .endOfStream, error != .closed { server.log.info("\(client): session ended: \(error)") }
+    }
+    await receiver?.discard()
+    stream.close()
+    server.leave(self, from: client)
+  }
+
+  /// Sends the client away as soon as it is not in the middle of a message.
+  func shutDown() async {
+    isStopping = true
+    guard isWaitingForCommand, !machine.transactionIsOpen, let stream else { return }
+    send(Self.shuttingDown(settings.hostname))
+    _ = try? stream.tryFlush()
+    stream.close()
+  }
+
+  func abort() { stream?.close() }
+
+  private static func shuttingDown(_ hostname: String) -> Reply {
+    Reply(421, "4.3.2", "\(hostname) is shutting down, try again later")
+  }
+
+  // MARK: Commands
+
+  private enum Input {
+    case action(ServerStateMachine.Action)
+    case more
+  }
+
+  private func serve(_ stream: ByteStream) async throws(NetworkError) {
+    while true {
+      switch nextInput(stream) {
+      case .more:
+        if isStopping, !machine.transactionIsOpen {
+          send(Self.shuttingDown(settings.hostname))
+          return try await flush(stream)
+        }
+        try await flush(stream)
+        stream.releaseOutputBuffer()
+        isWaitingForCommand = true
+        do throws(NetworkError) {
+          guard try await stream.fill(until: deadline, waitingFor: "a command") else { return }
+        } catch {
+          guard case .timedOut = error else { throw error }
+          send(Reply(421, "4.4.2", "\(settings.hostname) waited too long for a command"))
+          try await flush(stream)
+          throw error
+        }
+        isWaitingForCommand = false
+      case .action(let action):
+        guard try await perform(action, stream) else { return try await flush(stream) }
+      }
+    }
+  }
+
+  private var deadline: MonotonicInstant { SystemTime().now + settings.clientTimeout }
+
+  private func nextInput(_ stream: ByteStream) -> Input {
+    guard stream.bufferedCount > 0 else { return .more }
+    return stream.consume { bytes in
+      switch framer.next(bytes) {
+      case .incomplete(let consumed): (consumed, .more)
+      case .malformed(let error, let consumed): (consumed, .action(machine.receive(malformed: error)))
+      case .line(let range, let consumed):
+        (consumed, .action(machine.receive(line: UnsafeRawBufferPointer(rebasing: bytes[range]))))
+      }
+    }
+  }
+
+  private func send(_ reply: Reply) { stream?.append { reply.encode(into: &$0) } }
+
+  private func flush(_ stream: ByteStream) async throws(NetworkError) {
+    if try stream.tryFlush() { return }
+    try await stream.flush(until: deadline, waitingFor: "the client to read")
+  }
+
+  /// Returns false when the session is over.
+  private func perform(_ action: ServerStateMachine.Action, _ stream: ByteStream) async throws(NetworkError) -> Bool {
+    switch action {
+    case .reply(let reply): send(reply)
+    case .close(let reply):
+      send(reply)
+      return false
+    case .checkSender(let path, let parameters): checkSender(path, parameters)
+    case .checkRecipient(let path, let parameters): checkRecipient(path, parameters)
+    case .startTLS(let reply):
+      send(reply)
+      try await flush(stream)
+      try await startTLS(stream)
+    case .receiveData(let reply):
+      send(reply)
+      try await flush(stream)
+      try await receiveData(stream)
+    case .receiveChunk(let count, let last): try await receiveChunk(stream, count, isLast: last)
+    case .discardChunk(let count, let reply):
+      try await read(stream, count) { _ in }
+      await dropReceiver()
+      send(reply)
+    case .authenticate:
+      // AUTH is not offered here, so the state machine refuses it before this.
+      send(Reply(502, "5.5.1", "AUTH is not available"))
+    }
+    return true
+  }
+
+  private func startTLS(_ stream: ByteStream) async throws(NetworkError) {
+    guard let context = settings.tls else { throw .tls("STARTTLS without a certificate") }
+    try await stream.startTLS(context, until: SystemTime().now + .seconds(30))
+    machine.tlsStarted()
+    framer = LineFramer()
+    resetTransaction()
+  }
+
+  // MARK: The envelope
+
+  private var standing: ClientStanding { settings.router.isTrusted(client) ? .trusted : .untrusted }
+
+  private func checkSender(_ path: ReversePath, _ parameters: MailParameters) {
+    // A transaction sees one configuration from its beginning to its end.
+    settings = server.settings
+    resetTransaction()
+    if let refusal = settings.router.checkSender(path, client: standing) {
+      server.log.notice("\(client): refused from=<\(path.text)>: \(refusal)")
+      machine.senderAnswered(accepted: false)
+      return send(refusal)
+    }
+    sender = path
+    self.parameters = parameters
+    machine.senderAnswered(accepted: true)
+    send(Self.senderOK)
+  }
+
+  private func checkRecipient(_ path: ForwardPath, _ parameters: RecipientParameters) {
+    switch settings.router.route(recipient: path, sender: sender, client: standing) {
+    case .reject(let reply):
+      server.log.notice("\(client): refused from=<\(sender.text)> to=<\(path.text)>: \(reply)")
+      machine.recipientAnswered(accepted: false)
+      send(reply)
+    case .accept(let routes):
+      for route in routes {
+        let recipient = Recipient(address: route.address.description, original: path.text, account: route.account)
+        if !recipients.contains(where: { $0.address == recipient.address && $0.account == recipient.account }) {
+          recipients.append(recipient)
+        }
+      }
+      machine.recipientAnswered(accepted: true)
+      send(Self.recipientOK)
+    }
+  }
+
+  private static let senderOK = Reply(250, "2.1.0", "Sender ok")
+  private static let recipientOK = Reply(250, "2.1.5", "Recipient ok")
+
+  private func resetTransaction() {
+    recipients = []
+    sender = .null
+  }
+
+  // MARK: The content
+
+  private func makeReceiver(_ stream: ByteStream) -> ContentReceiver {
+    let id = server.store.nextID()
+    let origin = ReceivedField.Origin(
+      helo: machine.heloName, clientAddress: client, isESMTP: machine.isESMTP, isSMTPUTF8: parameters.smtpUTF8,
+      tls: stream.tls.map { "\($0.version) \($0.cipher)" })
+    let originals = recipients.map(\.original)
+    return ContentReceiver(
+      id: id, store: server.store, limit: settings.maximumMessageSize, hostname: settings.hostname,
+      recipients: originals
+    ) {
+      ReceivedField.render(
+        into: &$0, origin: origin, by: settings.hostname, queueID: id.description,
+        for: Set(originals).count == 1 ? originals.first : nil, date: server.time.wallClock)
+    }
+  }
+
+  private func dropReceiver() async {
+    await receiver?.discard()
+    receiver = nil
+  }
+
+  private func receiveData(_ stream: ByteStream) async throws(NetworkError) {
+    let receiver = makeReceiver(stream)
+    self.receiver = receiver
+    while true {
+      if stream.bufferedCount > 0 {
+        let isFinished = stream.consume { receiver.decode($0) }
+        await receiver.spill()
+        if isFinished { break }
+      }
+      guard try await stream.fill(until: deadline, waitingFor: "the message") else { throw .endOfStream }
+    }
+    await finish(receiver)
+  }
+
+  private func receiveChunk(_ stream: ByteStream, _ count: Int, isLast: Bool) async throws(NetworkError) {
+    let receiver = self.receiver ?? makeReceiver(stream)
+    self.receiver = receiver
+    try await read(stream, count) { receiver.take($0) }
+    guard isLast else {
+      machine.chunkAccepted()
+      return send(Reply(250, "2.0.0", "\(count) octets received"))
+    }
+    await finish(receiver)
+  }
+
+  private func read(_ stream: ByteStream, _ count: Int, _ body: (UnsafeRawBufferPointer) -> Void) async
+    throws(NetworkError)
+  {
+    var left = count
+    while left > 0 {
+      if stream.bufferedCount == 0 {
+        guard try await stream.fill(until: deadline, waitingFor: "the message") else { throw .endOfStream }
+      }
+      left -= stream.consume { bytes in
+        let taken = min(left, bytes.count)
+        body(UnsafeRawBufferPointer(rebasing: bytes[..<taken]))
+        return (taken, taken)
+      }
+      await receiver?.spill()
+    }
+  }
+
+  /// The end of the message: on disk, or refused; then the reply.
+  private func finish(_ receiver: ContentReceiver) async {
+    self.receiver = nil
+    let envelope = Envelope(
+      reversePath: sender.text, recipients: recipients, arrival: server.time.wallClock,
+      clientAddress: client.description, helo: machine.heloName ?? "", is8Bit: parameters.body == .eightBitMIME,
+      smtpUTF8: parameters.smtpUTF8)
+    let reply: Reply
+    switch await receiver.commit(envelope) {
+    case .success(let content):
+      server.count { $0.accepted += 1 }
+      server.log.info(
+        "\(receiver.id): from=<\(envelope.reversePath)>, size=\(receiver.size), nrcpt=\(recipients.count), client=\(client), helo=\(envelope.helo)"
+      )
+      server.hand(receiver.id, envelope, content)
+      reply = Reply(250, "2.0.0", "Queued as \(receiver.id)")
+    case .failure(let refusal):
+      server.count { $0.refused += 1 }
+      server.log.warning("\(client): refused from=<\(envelope.reversePath)> after the content: \(refusal.reply)")
+      reply = refusal.reply
+    }
+    machine.contentFinished()
+    resetTransaction()
+    send(reply)
+  }
+}
