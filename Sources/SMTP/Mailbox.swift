@@ -206,7 +206,9 @@ public struct Mailbox: Hashable, Sendable, CustomStringConvertible {
   static func isAddressLiteral(_ text: some StringProtocol) -> Bool {
     guard text.hasPrefix("["), text.hasSuffix("]"), text.utf8.count < 64 else { return false }
     let inner = text.dropFirst().dropLast()
-    if inner.prefix(5).lowercased() == "ipv6:" { return inner.contains(":") && IPAddress(inner.dropFirst(5)) != nil }
+    if inner.prefix(5).lowercased() == "ipv6:" {
+      return inner.dropFirst(5).contains(":") && IPAddress(inner.dropFirst(5)) != nil
+    }
     return IPAddress(inner)?.isIPv4 == true && !inner.contains(":")
   }
 }
