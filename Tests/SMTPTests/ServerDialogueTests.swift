@@ -169,7 +169,7 @@ struct Dialogue {
     ])
   }
 
-  @Test func HELOHasNoExtensions() {
+  @Test func heloHasNoExtensions() {
     run([
       ("HELO x", "250"), ("MAIL FROM:<a@b> SIZE=1", "555 5.5.4"), ("MAIL FROM:<a@b>", "sender"),
       ("RCPT TO:<c@d>", "recipient"),
