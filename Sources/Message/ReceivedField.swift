@@ -90,7 +90,7 @@ public enum LoopDetector {
     let host = hostname.lowercased()
     for field in header.fields where header.isNamed(field, "Received") {
       hops += 1
-      let value = header.unfoldedValue(of: field).lowercased()
+      let value = header.unfoldedValue(of: field).lowercased().replacing("\t", with: " ")
       guard mentions(value, by: host), let recipient = recipient(in: value) else { continue }
       if wanted == nil { wanted = Set(recipients.map { $0.lowercased() }) }
       if wanted?.contains(recipient) == true { return .seenBefore }

@@ -206,7 +206,9 @@ public struct Mailbox: Hashable, Sendable, CustomStringConvertible {
   static func isAddressLiteral(_ text: some StringProtocol) -> Bool {
     guard text.hasPrefix("["), text.hasSuffix("]"), text.utf8.count < 64 else { return false }
     let inner = text.dropFirst().dropLast()
-    if inner.prefix(5).lowercased() == "ipv6:" { return inner.contains(":") && IPAddress(inner.dropFirst(5)) != nil }
+    if inner.prefix(5).lowercased() == "ipv6:" {
+      return inner.dropFirst(5).contains(":") && IPAddress(inner.dropFirst(5)) != nil
+    }
     return IPAddress(inner)?.isIPv4 == true && !inner.contains(":")
   }
 }
@@ -216,6 +218,11 @@ public enum ReversePath: Hashable, Sendable {
   /// `<>`: the message is itself a report and must never cause one.
   case null
   case mailbox(Mailbox)
+
+  /// Parses what ``text`` gives: empty for the null reverse-path, else a mailbox.
+  public init(parsing text: some StringProtocol) throws(AddressError) {
+    self = text.isEmpty ? .null : .mailbox(try Mailbox(parsing: text))
+  }
 
   /// The path without `<>`; empty for the null reverse-path.
   public var text: String {
@@ -235,6 +242,11 @@ public enum ForwardPath: Hashable, Sendable {
   case mailbox(Mailbox)
   /// `<postmaster>` without a domain, which every server must accept (RFC 5321 4.5.1).
   case postmaster
+
+  /// Parses what ``text`` gives: `postmaster` in any case, or a mailbox.
+  public init(parsing text: some StringProtocol) throws(AddressError) {
+    self = text.lowercased() == "postmaster" ? .postmaster : .mailbox(try Mailbox(parsing: text))
+  }
 
   /// The path without `<>`.
   public var text: String {
