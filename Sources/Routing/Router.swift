@@ -1,0 +1,223 @@
+// The route of a recipient: mapping, local domain, relaying, refusal, in this order and nowhere else.
+
+import Configuration
+import Primitives
+import SMTP
+
+/// Pure answers about addresses, made from one configuration; a reload makes another router.
+public struct Router: Sendable {
+  private let settings: Settings
+  private let mappings: AddressTable<MappingSettings>
+  private let policy: SenderPolicy
+  /// The lowercased domains that are this relay itself.
+  private let localDomains: Set<String>
+  /// The lowercased names of the upstreams that are enabled.
+  private let upstreams: Set<String>
+  private let defaultDomain: String?
+  /// Whose mapping also takes mail for a postmaster without one.
+  private let defaultFrom: Mailbox?
+  private let postmaster: Mailbox?
+
+  public init(_ settings: Settings) {
+    self.settings = settings
+    mappings = settings.mappingTable()
+    policy = SenderPolicy(settings)
+    let enabled = settings.domains.filter { $1.enabled }
+    let hostname = settings.global.defaultHostname.lowercased()
+    let local = Set(enabled.filter { $1.isLocal }.keys).union([hostname])
+    localDomains = local
+    let upstreams = Set(enabled.keys).subtracting(local)
+    self.upstreams = upstreams
+    defaultDomain = settings.global.defaultDomain.flatMap { upstreams.contains($0) ? $0 : nil }
+    defaultFrom = try? Mailbox(parsing: settings.global.defaultFrom)
+    postmaster = try? Mailbox(localPart: "postmaster", domain: settings.global.defaultHostname)
+  }
+
+  /// Whether a client at `address` may send to domains that are not ours.
+  public func isTrusted(_ address: IPAddress) -> Bool {
+    settings.global.trustedNetworks.contains { $0.contains(address) }
+  }
+
+  /// The refusal of MAIL, or nil when the sender may send.
+  public func checkSender(_ path: ReversePath, client: ClientStanding) -> Reply? {
+    policy.users(sender: path, client: client).allSatisfy(\.canSendFrom) ? nil : SenderPolicy.mayNotSend
+  }
+
+  /// Decides what becomes of one recipient.
+  public func route(recipient: ForwardPath, sender: ReversePath, client: ClientStanding) -> Decision {
+    var trace = Trace(isOn: false)
+    return decide(recipient, sender, client, &trace)
+  }
+
+  /// Decides as ``route(recipient:sender:client:)`` does and says how, the sender's own right included.
+  public func explain(recipient: ForwardPath, sender: ReversePath, client: ClientStanding) -> Explanation {
+    var trace = Trace(isOn: true)
+    if let refusal = checkSender(sender, client: client) {
+      trace.note("can_send_from is false for the sender <\(sender.text)>")
+      return Explanation(steps: trace.steps, decision: .reject(refusal))
+    }
+    let decision = decide(recipient, sender, client, &trace)
+    return Explanation(steps: trace.steps, decision: decision)
+  }
+
+  /// The route of a report that goes back to a sender; nil when there is none, also when it would have several refusals.
+  public func routeBounce(to mailbox: Mailbox) -> Route? {
+    var trace = Trace(isOn: false)
+    guard case .accept(let routes) = decide(.mailbox(mailbox), .null, .trusted, &trace) else { return nil }
+    return routes.first
+  }
+
+  // MARK: - The rules
+
+  private func decide(
+    _ path: ForwardPath, _ sender: ReversePath, _ client: ClientStanding, _ trace: inout Trace
+  ) -> Decision {
+    let recipient: Mailbox
+    switch path {
+    case .mailbox(let mailbox): recipient = mailbox
+    case .postmaster:
+      guard let postmaster else { return .reject(Self.unknownUser) }
+      recipient = postmaster
+      trace.note("<postmaster> without a domain is <\(recipient)>")
+    }
+    let decision = find(recipient, sender, client, &trace)
+    guard case .accept(let routes) = decision else { return decision }
+    for user in policy.users(sender: sender, client: client)
+    where !SenderPolicy.allows(user, recipient: recipient, targets: routes) {
+      trace.note("[user:\(user.address)] may not send to <\(recipient)>")
+      return .reject(SenderPolicy.mayNotSendTo)
+    }
+    return decision
+  }
+
+  private func find(
+    _ recipient: Mailbox, _ sender: ReversePath, _ client: ClientStanding, _ trace: inout Trace
+  ) -> Decision {
+    if let match = mappings.match(recipient) {
+      trace.note("[mapping:\(match.value.name)] \(match.value.from) matches the recipient <\(recipient)>")
+      return expand(match, rule: .mapping(match.value.name), &trace)
+    }
+    trace.note("no mapping matches the recipient <\(recipient)>")
+    if localDomains.contains(recipient.domain.lowercased()) {
+      trace.note("\(recipient.domain) is a domain of this relay")
+      return local(recipient, &trace)
+    }
+    guard client.mayRelay else {
+      trace.note(
+        "\(recipient.domain) is not a domain of this relay, and the client is neither trusted nor authenticated")
+      return .reject(Self.relayingDenied)
+    }
+    trace.note(client == .trusted ? "the client is trusted" : "the client is authenticated")
+    guard let (account, rule) = carrier(recipient, sender, &trace) else {
+      trace.note("no rule names a [domain:] that carries it")
+      return .reject(Self.noRoute)
+    }
+    trace.note("[domain:\(account)] carries it: \(rule)")
+    return .accept([Route(address: recipient, account: account, rule: rule)])
+  }
+
+  private func local(_ recipient: Mailbox, _ trace: inout Trace) -> Decision {
+    guard recipient.localPart.lowercased() == "postmaster" else {
+      trace.note("nobody of this name is there")
+      return .reject(Self.unknownUser)
+    }
+    guard let defaultFrom, let match = mappings.match(defaultFrom) else {
+      trace.note("neither the postmaster nor default_from has a mapping")
+      return .reject(Self.unknownUser)
+    }
+    trace.note("mail for the postmaster goes where [mapping:\(match.value.name)] of default_from says")
+    return expand(match, rule: .postmaster(match.value.name), &trace)
+  }
+
+  /// Who carries mail of a client that may relay.
+  private func carrier(
+    _ recipient: Mailbox, _ sender: ReversePath, _ trace: inout Trace
+  ) -> (account: String, rule: RouteRule)? {
+    if let mailbox = sender.mailbox {
+      if let mapping = mappings.match(mailbox)?.value, upstreams.contains(mapping.domain) {
+        return (mapping.domain, .senderMapping(mapping.name))
+      }
+      trace.note("no mapping matches the sender <\(mailbox)>")
+      let domain = mailbox.domain.lowercased()
+      if upstreams.contains(domain) { return (domain, .senderDomain) }
+      trace.note("no [domain:] that is enabled carries mail of the sender's domain \(domain)")
+    }
+    let domain = recipient.domain.lowercased()
+    if upstreams.contains(domain) { return (domain, .recipientDomain) }
+    trace.note("no [domain:] that is enabled is named after the recipient's domain \(domain)")
+    return defaultDomain.map { ($0, .defaultDomain) }
+  }
+
+  // MARK: - Mappings
+
+  /// All that a matching mapping leads to; a refusal when one of the ways ends nowhere, for mail must not shrink silently.
+  private func expand(
+    _ match: AddressTable<MappingSettings>.Match, rule: RouteRule, _ trace: inout Trace
+  ) -> Decision {
+    var routes: [Route] = []
+    if let refusal = follow(match, rule, depth: 1, &routes, &trace) { return .reject(refusal) }
+    return routes.isEmpty ? .reject(Self.unknownUser) : .accept(routes)
+  }
+
+  private func follow(
+    _ match: AddressTable<MappingSettings>.Match, _ rule: RouteRule, depth: Int, _ routes: inout [Route],
+    _ trace: inout Trace
+  ) -> Reply? {
+    guard depth <= Settings.maximumAliasDepth, routes.count <= Self.maximumTargets else {
+      trace.note("too many mappings follow each other")
+      return Self.tooManyMappings
+    }
+    guard let targets = try? match.targets() else {
+      trace.note("the new address is not valid")
+      return Self.invalidTarget
+    }
+    for target in targets {
+      if localDomains.contains(target.domain.lowercased()) {
+        guard let next = mappings.match(target) ?? postmasterMatch(target) else {
+          trace.note("<\(target)> is in a domain of this relay, but no mapping takes it")
+          return Self.unknownUser
+        }
+        trace.note("<\(target)> is in a domain of this relay; [mapping:\(next.value.name)] takes it")
+        if let refusal = follow(next, rule, depth: depth + 1, &routes, &trace) { return refusal }
+        continue
+      }
+      guard upstreams.contains(match.value.domain) else {
+        trace.note("[domain:\(match.value.domain)] is this relay itself and carries nothing to <\(target)>")
+        return Self.noRoute
+      }
+      trace.note("the new address is <\(target)>, carried by [domain:\(match.value.domain)]")
+      let account = match.value.domain
+      if !routes.contains(where: { $0.address == target && $0.account == account }) {
+        routes.append(Route(address: target, account: account, rule: rule))
+      }
+    }
+    return nil
+  }
+
+  private func postmasterMatch(_ target: Mailbox) -> AddressTable<MappingSettings>.Match? {
+    guard target.localPart.lowercased() == "postmaster", let defaultFrom else { return nil }
+    return mappings.match(defaultFrom)
+  }
+
+  // MARK: - Refusals
+
+  /// More targets than this from one recipient are a mistake in the configuration, and a way to multiply mail.
+  private static let maximumTargets = 1000
+  private static let unknownUser = Reply(550, "5.1.1", "No such user here")
+  private static let noRoute = Reply(550, "5.1.2", "No route to this domain")
+  private static let relayingDenied = Reply(550, "5.7.1", "Relaying denied")
+  private static let invalidTarget = Reply(550, "5.1.3", "The address this recipient stands for is not valid")
+  private static let tooManyMappings = Reply(550, "5.4.6", "Too many mappings follow each other")
+}
+
+/// The steps of a decision; costs nothing while nobody reads them.
+private struct Trace {
+  let isOn: Bool
+  private(set) var steps: [String] = []
+
+  init(isOn: Bool) { self.isOn = isOn }
+
+  mutating func note(_ step: @autoclosure () -> String) {
+    if isOn { steps.append(step()) }
+  }
+}
