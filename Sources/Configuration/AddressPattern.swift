@@ -10,6 +10,8 @@ public struct AddressPattern: Sendable, Hashable, CustomStringConvertible {
   public let canonical: String
   /// What stands around the `*`; nil for an address without one.
   let around: (prefix: [UInt8], suffix: [UInt8])?
+  /// The address itself, parsed once; nil for a pattern with `*`.
+  private let mailbox: Mailbox?
 
   public static func == (a: Self, b: Self) -> Bool { a.canonical == b.canonical }
   public func hash(into hasher: inout Hasher) { hasher.combine(canonical) }
@@ -25,6 +27,7 @@ public struct AddressPattern: Sendable, Hashable, CustomStringConvertible {
         let mailbox = try Mailbox(parsing: text)
         description = mailbox.description
         canonical = mailbox.canonical
+        self.mailbox = mailbox
       } catch { throw Fault(reason: error.description) }
       around = nil
       return
@@ -34,6 +37,7 @@ public struct AddressPattern: Sendable, Hashable, CustomStringConvertible {
       _ = try Mailbox(parsing: text.replacing("*", with: "x"))
     } catch { throw Fault(reason: error.description) }
     guard !text.hasPrefix("<") else { throw Fault(reason: "a pattern has no < and >") }
+    mailbox = nil
     description = text
     canonical = text.lowercased()
     around = (
@@ -68,7 +72,8 @@ public struct AddressPattern: Sendable, Hashable, CustomStringConvertible {
 
   /// The address with `captured` in the place of `*`.
   public func substituting(_ captured: String?) throws(AddressError) -> Mailbox {
-    guard isWildcard, let captured else { return try Mailbox(parsing: description) }
+    if let mailbox { return mailbox }
+    guard let captured else { throw .empty }
     return try Mailbox(parsing: description.replacing("*", with: captured))
   }
 }

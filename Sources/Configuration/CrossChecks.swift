@@ -141,21 +141,24 @@ struct CrossChecks {
   /// A target in a local domain is mapped again, until it leaves; one that never does is found here and not in traffic.
   private func checkAliases(_ settings: Settings, _ findings: inout Findings) {
     let table = settings.mappingTable()
+    // Each mapping may lead to many, so the ways through them can outgrow any machine.
+    var budget = 100_000
     for (mapping, reader) in mappings where settings.isUsable(mapping) {
       // Any text will do in the place of `*`: what it matches then is what most addresses match.
       let sample = mapping.from.isWildcard ? "x" : nil
       for pattern in mapping.to {
         guard let target = try? pattern.substituting(sample) else { continue }
-        follow(target, [mapping.name], table, settings, reader, isSample: pattern.isWildcard, &findings)
+        follow(target, [mapping.name], table, settings, reader, isSample: pattern.isWildcard, &budget, &findings)
       }
     }
   }
 
   private func follow(
     _ target: Mailbox, _ trail: [String], _ table: AddressTable<MappingSettings>, _ settings: Settings,
-    _ reader: SectionReader, isSample: Bool, _ findings: inout Findings
+    _ reader: SectionReader, isSample: Bool, _ budget: inout Int, _ findings: inout Findings
   ) {
-    guard settings.isLocal(domain: target.domain) else { return }
+    budget -= 1
+    guard budget > 0, settings.isLocal(domain: target.domain) else { return }
     let place = reader.place("to_pattern")
     guard let match = table.match(target), let next = try? match.targets() else {
       if !isSample, target.localPart.lowercased() != "postmaster" {
@@ -176,7 +179,7 @@ struct CrossChecks {
       return
     }
     for target in next {
-      follow(target, trail + [match.value.name], table, settings, reader, isSample: isSample, &findings)
+      follow(target, trail + [match.value.name], table, settings, reader, isSample: isSample, &budget, &findings)
     }
   }
 }

@@ -30,11 +30,11 @@ enum INIReader {
       let origin = Origin.file(path, line: number)
       if line.last == UInt8(ascii: "\r") { line = line.dropLast() }
       guard let whole = String(validating: line, as: UTF8.self) else {
-        findings.error(origin, "the line is not valid UTF-8: \(quoted(String(decoding: line, as: UTF8.self)))")
+        findings.error(origin, "the line is not valid UTF-8: \(shown(String(decoding: line, as: UTF8.self)))")
         continue
       }
       guard !line.contains(0) else {
-        findings.error(origin, "the line holds a NUL character: \(quoted(whole))")
+        findings.error(origin, "the line holds a NUL character: \(shown(whole))")
         continue
       }
       let text = trimmed(whole)
@@ -49,17 +49,17 @@ enum INIReader {
         continue
       }
       guard let equals = text.firstIndex(of: "=") else {
-        findings.error(origin, "\(quoted(text)) has no \"=\"; write key = value")
+        findings.error(origin, "\(shown(text)) has no \"=\"; write key = value")
         continue
       }
       let key = trimmed(text[..<equals])
       guard !key.isEmpty else {
-        findings.error(origin, "\(quoted(text)) has no key before \"=\"")
+        findings.error(origin, "\(shown(text)) has no key before \"=\"")
         continue
       }
       if isSkipping { continue }
       guard let last = sections.indices.last else {
-        findings.error(origin, "\(quoted(text)) stands before the first [section]")
+        findings.error(origin, "\(shown(text)) stands before the first [section]")
         continue
       }
       if let first = sections[last].entries.first(where: { $0.key == key }) {
@@ -73,9 +73,17 @@ enum INIReader {
     return sections
   }
 
+  /// A line that cannot be read, in quotes. One that looks like a password loses all but its first word.
+  private static func shown(_ text: some StringProtocol) -> String {
+    let line = trimmed(text)
+    guard line.lowercased().contains("pass") else { return quoted(line) }
+    let word = line.prefix { $0.isLetter || $0 == "_" }
+    return word.count == line.count ? quoted(line) : quoted(word + "…")
+  }
+
   private static func header(_ text: Substring, _ origin: Origin, _ findings: inout Findings) -> INISection? {
     guard text.hasSuffix("]") else {
-      findings.error(origin, "section \(quoted(text)) does not end in \"]\"")
+      findings.error(origin, "section \(shown(text)) does not end in \"]\"")
       return nil
     }
     let inner = text.dropFirst().dropLast()

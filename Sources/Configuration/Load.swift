@@ -62,10 +62,10 @@ struct Loader {
     var reader = makeReader(global ?? INISection(kind: "global", label: nil, origin: .file(path, line: 0)))
     settings.global = GlobalSettings(&reader, folder: folder(of: path), files: files, &findings)
     _ = accept(main.filter { $0.kind != "global" || $0.label != nil }, in: "", settings.global)
-    let domains = folderSections("domain", settings.global.domainsDir, reader.place("domains_dir"), settings.global)
-    let users = folderSections("user", settings.global.usersDir, reader.place("users_dir"), settings.global)
+    let domains = folderSections("domain", settings.global.domainsDir, reader, settings.global)
+    let users = folderSections("user", settings.global.usersDir, reader, settings.global)
     let mappings = folderSections(
-      "mapping", settings.global.mappingsDir, reader.place("mappings_dir"), settings.global)
+      "mapping", settings.global.mappingsDir, reader, settings.global)
     checkOverrides(known: ["global"] + (domains + users + mappings).map(Self.name))
 
     var checks = CrossChecks(files: files, global: reader)
@@ -122,9 +122,18 @@ struct Loader {
 
   /// The sections of all `*.conf` files of a directory, in the order of their names.
   private mutating func folderSections(
-    _ kind: String, _ folder: String, _ origin: Origin, _ global: GlobalSettings
+    _ kind: String, _ folder: String, _ reader: SectionReader, _ global: GlobalSettings
   ) -> [INISection] {
-    guard let names = files.list(folder) else { return [] }
+    let origin = reader.place("\(kind)s_dir")
+    guard let names = files.list(folder) else {
+      // What exists and cannot be read would take its mappings away without a word.
+      if files.mode(folder) != nil {
+        findings.error(origin, "\(kind)s_dir \(quoted(folder)) cannot be listed")
+      } else if reader.isSet("\(kind)s_dir") {
+        findings.warning(origin, "\(kind)s_dir \(quoted(folder)) does not exist")
+      }
+      return []
+    }
     var sections: [INISection] = []
     for name in names.filter({ $0.hasSuffix(".conf") && !$0.hasPrefix(".") }).sorted() {
       sections += accept(read(resolve(name, in: folder), as: "the file") ?? [], in: kind, global)

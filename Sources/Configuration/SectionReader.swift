@@ -93,7 +93,7 @@ struct SectionReader {
 
   mutating func boolean(_ key: String, default fallback: Bool, _ findings: inout Findings) -> Bool {
     value(
-      key, default: fallback, wanted: "true, false, yes, no, on or off", show: { $0 ? "true" : "false" }, &findings,
+      key, default: fallback, wanted: "true, false, yes, no, on or off", show: \.description, &findings,
       parse: ValueReader.boolean)
   }
 
@@ -113,10 +113,8 @@ struct SectionReader {
   ) -> Int? {
     value(
       key, default: nil, wanted: "a number from \(range.lowerBound) to \(range.upperBound)",
-      show: { $0.map { String($0) } ?? "" }, &findings
-    ) {
-      ValueReader.count($0).flatMap { range.contains($0) ? .some(.some($0)) : nil }
-    }
+      show: { $0.map { String($0) } ?? "" }, &findings,
+      parse: { ValueReader.count($0).flatMap { range.contains($0) ? .some(.some($0)) : nil } })
   }
 
   mutating func duration(

@@ -7,13 +7,13 @@ extension GlobalSettings {
   init(_ reader: inout SectionReader, folder: String, files: any FileSource, _ findings: inout Findings) {
     let defaults = GlobalSettings()
     defaultHostname = reader.value(
-      "default_hostname", default: "", wanted: "a host name", show: { $0 }, &findings
+      "default_hostname", default: "", wanted: "a host name", show: \.self, &findings
     ) { ValueReader.isHostname($0) ? $0 : nil }
     if !reader.isSet("default_hostname") {
       findings.error(reader.section.origin, "[global] needs default_hostname, the name of this relay")
     }
     defaultFrom = reader.value(
-      "default_from", default: "postmaster@\(defaultHostname)", wanted: "an address", show: { $0 }, &findings
+      "default_from", default: "postmaster@\(defaultHostname)", wanted: "an address", show: \.self, &findings
     ) { text in (try? AddressPattern(text)).flatMap { $0.isWildcard ? nil : text } }
     configDir = reader.path("config_dir", default: folder, &findings)
     domainsDir = reader.path("domains_dir", default: resolve("domains", in: configDir), &findings)
@@ -177,7 +177,7 @@ extension UserSettings {
     canSendFrom = reader.boolean("can_send_from", default: true, &findings)
     canSendTo = reader.boolean("can_send_to", default: true, &findings)
     allowedDomains = reader.list(
-      "allowed_domains", default: [], wanted: "domain names", show: { $0 }, &findings
+      "allowed_domains", default: [], wanted: "domain names", show: \.self, &findings
     ) { ValueReader.isHostname($0) ? $0.lowercased() : nil }
     passwordHash = reader.secret("password_hash")
     reader.warnUnbuilt([("password_hash", passwordHash != nil)], &findings)

@@ -60,7 +60,7 @@ public struct Router: Sendable {
     return Explanation(steps: trace.steps, decision: decision)
   }
 
-  /// The route of a report that goes back to a sender; nil when there is none, also when it would have several refusals.
+  /// The route of a report that goes back to a sender; nil when there is none.
   public func routeBounce(to mailbox: Mailbox) -> Route? {
     var trace = Trace(isOn: false)
     guard case .accept(let routes) = decide(.mailbox(mailbox), .null, .trusted, &trace) else { return nil }
@@ -155,15 +155,17 @@ public struct Router: Sendable {
     _ match: AddressTable<MappingSettings>.Match, rule: RouteRule, _ trace: inout Trace
   ) -> Decision {
     var routes: [Route] = []
-    if let refusal = follow(match, rule, depth: 1, &routes, &trace) { return .reject(refusal) }
+    var budget = Self.maximumTargets
+    if let refusal = follow(match, rule, depth: 1, &budget, &routes, &trace) { return .reject(refusal) }
     return routes.isEmpty ? .reject(Self.unknownUser) : .accept(routes)
   }
 
   private func follow(
-    _ match: AddressTable<MappingSettings>.Match, _ rule: RouteRule, depth: Int, _ routes: inout [Route],
-    _ trace: inout Trace
+    _ match: AddressTable<MappingSettings>.Match, _ rule: RouteRule, depth: Int, _ budget: inout Int,
+    _ routes: inout [Route], _ trace: inout Trace
   ) -> Reply? {
-    guard depth <= Settings.maximumAliasDepth, routes.count <= Self.maximumTargets else {
+    budget -= match.value.to.count
+    guard depth <= Settings.maximumAliasDepth, budget >= 0 else {
       trace.note("too many mappings follow each other")
       return Self.tooManyMappings
     }
@@ -178,7 +180,7 @@ public struct Router: Sendable {
           return Self.unknownUser
         }
         trace.note("<\(target)> is in a domain of this relay; [mapping:\(next.value.name)] takes it")
-        if let refusal = follow(next, rule, depth: depth + 1, &routes, &trace) { return refusal }
+        if let refusal = follow(next, rule, depth: depth + 1, &budget, &routes, &trace) { return refusal }
         continue
       }
       guard upstreams.contains(match.value.domain) else {
