@@ -145,7 +145,7 @@ struct CrossChecks {
     var budget = 100_000
     for (mapping, reader) in mappings where settings.isUsable(mapping) {
       // Any text will do in the place of `*`: what it matches then is what most addresses match.
-      let sample = mapping.from.isWildcard ? "x" : nil
+      let sample = mapping.from.isWildcard ? "someone-else" : nil
       for pattern in mapping.to {
         guard let target = try? pattern.substituting(sample) else { continue }
         follow(target, [mapping.name], table, settings, reader, isSample: pattern.isWildcard, &budget, &findings)

@@ -73,27 +73,51 @@ public struct POSIXFiles: FileSource {
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)
     defer { posix_spawnattr_destroy(&attributes) }
-    posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
+    // A daemon blocks and ignores signals; what it starts must not inherit that.
+    var signals = sigset_t()
+    sigemptyset(&signals)
+    posix_spawnattr_setsigmask(&attributes, &signals)
+    sigfillset(&signals)
+    posix_spawnattr_setsigdefault(&attributes, &signals)
+    let flags = CInt(POSIX_SPAWN_SETPGROUP) | CInt(POSIX_SPAWN_SETSIGMASK) | CInt(POSIX_SPAWN_SETSIGDEF)
+    posix_spawnattr_setflags(&attributes, Int16(flags))
     var arguments: [UnsafeMutablePointer<CChar>?] = [strdup("/bin/sh"), strdup("-c"), strdup(command), nil]
     defer { for argument in arguments { free(argument) } }
     var child = pid_t()
     let status = posix_spawn(&child, "/bin/sh", &actions, &attributes, &arguments, environ)
     close(ends[1])
     guard status == 0 else { throw FileError(String(cString: strerror(status))) }
+    let deadline = time(nil) + Self.patience
     let result: Result<[UInt8], FileError>
     do throws(FileError) {
-      result = .success(try Self.drain(ends[0], limit: 64 << 10, deadline: time(nil) + 30))
+      result = .success(try Self.drain(ends[0], limit: 64 << 10, deadline: deadline))
     } catch {
       kill(-child, SIGKILL)
       result = .failure(error)
     }
-    var exit: CInt = 0
-    while waitpid(child, &exit, 0) < 0, errno == EINTR {}
+    let exit = Self.end(of: child, deadline: deadline)
     let bytes = try result.get()
+    guard let exit else { throw FileError("its exit status is lost") }
     guard exit == 0 else {
       throw FileError(exit & 0x7f == 0 ? "exit status \((exit >> 8) & 0xff)" : "ended by signal \(exit & 0x7f)")
     }
     return bytes
+  }
+
+  /// How long a command may take, in seconds.
+  private static let patience = 30
+
+  /// The wait status of a child; nil when somebody else has collected it. One that closes its output and goes on
+  /// running is killed at the deadline.
+  private static func end(of child: pid_t, deadline: Int) -> CInt? {
+    var status: CInt = 0
+    while true {
+      let ended = waitpid(child, &status, WNOHANG)
+      if ended == child { return status }
+      if ended < 0, errno != EINTR { return nil }
+      if time(nil) > deadline { kill(-child, SIGKILL) }
+      usleep(2000)
+    }
   }
 
   private static func drain(_ descriptor: CInt, limit: Int, deadline: Int?) throws(FileError) -> [UInt8] {
