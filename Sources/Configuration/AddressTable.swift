@@ -39,10 +39,10 @@ public struct AddressTable<Value: Sendable>: Sendable {
   /// Looks for `mailbox`, and for `user@` when it is `user+tag@`.
   public func match(_ mailbox: Mailbox) -> Match? {
     if let value = exact[mailbox.canonical] { return Match(value: value) }
-    guard let plus = mailbox.localPart.firstIndex(of: "+"), plus != mailbox.localPart.startIndex,
+    guard let plus = mailbox.localPart.utf8.firstIndex(of: UInt8(ascii: "+")), plus != mailbox.localPart.startIndex,
       let untagged = try? Mailbox(localPart: String(mailbox.localPart[..<plus]), domain: mailbox.domain)
     else { return matchPattern(mailbox) }
-    let tag = String(mailbox.localPart[mailbox.localPart.index(after: plus)...])
+    let tag = String(mailbox.localPart[mailbox.localPart.utf8.index(after: plus)...])
     if let value = exact[untagged.canonical] { return Match(value: value, tag: tag) }
     if let match = matchPattern(mailbox) { return match }
     guard var match = matchPattern(untagged) else { return nil }
@@ -54,7 +54,7 @@ public struct AddressTable<Value: Sendable>: Sendable {
     if byDomain.isEmpty && anywhere.isEmpty { return nil }
     let canonical = mailbox.canonical
     var best: (length: Int, match: Match)?
-    if !byDomain.isEmpty, let at = canonical.lastIndex(of: "@"),
+    if !byDomain.isEmpty, let at = canonical.utf8.lastIndex(of: UInt8(ascii: "@")),
       let entries = byDomain[String(canonical[canonical.index(after: at)...])]
     {
       best = first(entries, mailbox)
