@@ -1,0 +1,268 @@
+// Reports about mail that did not arrive, or not yet: for the person who sent it first, for programs second.
+
+import Primitives
+import SMTP
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+/// A delivery status notification (RFC 3464 in a multipart/report of RFC 6522).
+public struct DeliveryStatusNotification: Sendable {
+  public enum Action: String, Hashable, Sendable {
+    case failed, delayed, delivered, relayed
+  }
+
+  /// What became of one recipient.
+  public struct Recipient: Sendable {
+    /// The address that delivery was tried to.
+    public var finalRecipient: String
+    /// What ORCPT said, or the address before it was rewritten.
+    public var originalRecipient: RecipientParameters.OriginalRecipient?
+    public var action: Action
+    /// The last reply, a server's or our own.
+    public var reply: Reply
+    /// The server that gave the reply; nil when it is our own.
+    public var remoteMTA: String?
+    public var lastAttempt: Timestamp?
+    /// For `delayed`: until when delivery is tried.
+    public var willRetryUntil: Timestamp?
+
+    public init(
+      finalRecipient: String, originalRecipient: RecipientParameters.OriginalRecipient? = nil, action: Action,
+      reply: Reply, remoteMTA: String? = nil, lastAttempt: Timestamp? = nil, willRetryUntil: Timestamp? = nil
+    ) {
+      self.finalRecipient = finalRecipient
+      self.originalRecipient = originalRecipient
+      self.action = action
+      self.reply = reply
+      self.remoteMTA = remoteMTA
+      self.lastAttempt = lastAttempt
+      self.willRetryUntil = willRetryUntil
+    }
+
+    /// The Status field: the reply's enhanced code where it has one that fits the action (RFC 3464 2.3.4).
+    public var status: EnhancedStatusCode {
+      let expected: UInt8 =
+        switch action {
+        case .failed: 5
+        case .delayed: 4
+        case .delivered, .relayed: 2
+        }
+      guard let code = reply.enhanced else { return EnhancedStatusCode(expected, 0, 0) }
+      // What failed because its time ran out has a transient last reply, but failed for good.
+      return EnhancedStatusCode(expected, code.subject, code.detail)
+    }
+  }
+
+  public var hostname: String
+  /// Whom the report goes to: the reverse-path, never null.
+  public var reversePath: Mailbox
+  public var queueID: String
+  public var envelopeID: String?
+  public var arrivalDate: Timestamp
+  public var date: Timestamp
+  /// Of the report, without `<>`.
+  public var messageID: String
+  public var recipients: [Recipient]
+  /// How much of the original comes back; nil: the header only (RFC 3461 4.3 leaves the choice to us).
+  public var ret: MailParameters.Return?
+
+  public init(
+    hostname: String, reversePath: Mailbox, queueID: String, envelopeID: String? = nil, arrivalDate: Timestamp,
+    date: Timestamp, messageID: String, recipients: [Recipient], ret: MailParameters.Return? = nil
+  ) {
+    self.hostname = hostname
+    self.reversePath = reversePath
+    self.queueID = queueID
+    self.envelopeID = envelopeID
+    self.arrivalDate = arrivalDate
+    self.date = date
+    self.messageID = messageID
+    self.recipients = recipients
+    self.ret = ret
+  }
+
+  /// Renders the report about `original`, a message with CRLF line ends.
+  public func compose(original: [UInt8]) -> [UInt8] {
+    let returned = returnedPart(of: original)
+    let text = explanation()
+    let status = statusFields()
+    let isReturned8Bit = returned.contains { $0 >= 0x80 }
+    let isText8Bit = text.utf8.contains { $0 >= 0x80 }
+    let boundary = Boundary.unused(seed: messageID + queueID, in: [returned, Array(text.utf8), Array(status.utf8)])
+
+    var out: [UInt8] = []
+    out.reserveCapacity(returned.count + 4096)
+    func line(_ text: String) {
+      out.append(contentsOf: text.utf8)
+      out.append(contentsOf: [0x0d, 0x0a])
+    }
+    line("Date: \(RFC5322Date.format(date))")
+    line("From: Mail Delivery System <MAILER-DAEMON@\(hostname)>")
+    line("To: <\(reversePath)>")
+    line("Subject: \(subject)")
+    line("Message-ID: <\(HeaderText.singleLine(messageID))>")
+    line("Auto-Submitted: auto-replied")
+    line("MIME-Version: 1.0")
+    line("Content-Type: multipart/report; report-type=delivery-status;\r\n boundary=\"\(boundary)\"")
+    if isReturned8Bit || isText8Bit { line("Content-Transfer-Encoding: 8bit") }
+    line("")
+    line("This is a delivery status notification in MIME format.")
+    line("")
+    line("--\(boundary)")
+    line("Content-Type: text/plain; charset=utf-8")
+    line("Content-Transfer-Encoding: \(isText8Bit ? "8bit" : "7bit")")
+    line("Content-Description: Notification")
+    line("")
+    out.append(contentsOf: text.utf8)
+    line("")
+    line("--\(boundary)")
+    line("Content-Type: message/delivery-status")
+    line("Content-Description: Delivery report")
+    line("")
+    out.append(contentsOf: status.utf8)
+    line("")
+    line("--\(boundary)")
+    line("Content-Type: \(ret == .full ? "message/rfc822" : "text/rfc822-headers")")
+    if isReturned8Bit { line("Content-Transfer-Encoding: 8bit") }
+    line("Content-Description: \(ret == .full ? "Undelivered message" : "Header of the undelivered message")")
+    line("")
+    out.append(contentsOf: returned)
+    line("")
+    line("--\(boundary)--")
+    return out
+  }
+
+  private func returnedPart(of original: [UInt8]) -> [UInt8] {
+    var part = original
+    if ret != .full {
+      let range = original.withUnsafeBytes { HeaderView($0).headerRange }
+      part = Array(original[range])
+    }
+    if part.suffix(2) != [0x0d, 0x0a] { part += [0x0d, 0x0a] }
+    return part
+  }
+
+  private var subject: String {
+    let actions = Set(recipients.map(\.action))
+    if actions == [.delayed] { return "Your message is delayed" }
+    if actions.isSubset(of: [.delivered, .relayed]) { return "Your message was delivered" }
+    return "Your message could not be delivered"
+  }
+
+  // MARK: - The part for people
+
+  private func explanation() -> String {
+    var lines = ["This is the mail system at host \(hostname).", ""]
+    let failed = recipients.filter { $0.action == .failed }
+    let delayed = recipients.filter { $0.action == .delayed }
+    let done = recipients.filter { $0.action == .delivered || $0.action == .relayed }
+    if !failed.isEmpty {
+      lines += ["Your message could not be delivered to:", ""]
+      for recipient in failed { lines += paragraph(recipient) }
+      lines += [
+        "It will not be tried again. Check the address for mistakes; if it is right,",
+        "ask the recipient by another way, or forward this report to your postmaster.", "",
+      ]
+    }
+    if !delayed.isEmpty {
+      lines += ["Your message has not been delivered yet to:", ""]
+      for recipient in delayed { lines += paragraph(recipient) }
+      lines += ["You need not do anything: delivery is tried again."]
+      if let until = delayed.compactMap(\.willRetryUntil).max() {
+        lines += ["If it has not succeeded by \(RFC5322Date.format(until)),", "you will be told."]
+      }
+      lines += [""]
+    }
+    if !done.isEmpty {
+      lines += ["Your message was handed on for:", ""]
+      for recipient in done { lines += paragraph(recipient) }
+    }
+    lines += ["Queue ID: \(queueID)"]
+    return lines.map { HeaderText.singleLine($0) + "\r\n" }.joined()
+  }
+
+  private func paragraph(_ recipient: Recipient) -> [String] {
+    var lines = ["  <\(recipient.finalRecipient)>"]
+    if let original = recipient.originalRecipient, original.address != recipient.finalRecipient {
+      lines[0] += " (written to as <\(original.address)>)"
+    }
+    if let remote = recipient.remoteMTA {
+      lines += ["    The server \(remote) said:", "    \(recipient.reply)"]
+    } else {
+      lines += ["    \(recipient.reply.text)"]
+    }
+    return lines + [""]
+  }
+
+  // MARK: - The part for programs
+
+  private func statusFields() -> String {
+    var out = ""
+    func field(_ name: String, _ value: String) {
+      let clean = Self.ascii(HeaderText.singleLine(value))
+      out += "\(name): \(HeaderText.fold(clean, column: name.utf8.count + 2))\r\n"
+    }
+    if let envelopeID { field("Original-Envelope-Id", XText.encode(envelopeID)) }
+    field("Reporting-MTA", "dns; \(hostname)")
+    field("Arrival-Date", RFC5322Date.format(arrivalDate))
+    for recipient in recipients {
+      out += "\r\n"
+      if let original = recipient.originalRecipient {
+        field("Original-Recipient", "\(original.addressType); \(XText.encode(original.address))")
+      }
+      let type = recipient.finalRecipient.utf8.allSatisfy { $0 < 0x80 } ? "rfc822" : "utf-8"
+      field("Final-Recipient", "\(type); \(recipient.finalRecipient)")
+      field("Action", recipient.action.rawValue)
+      field("Status", recipient.status.description)
+      if let remote = recipient.remoteMTA {
+        field("Remote-MTA", "dns; \(remote)")
+        field("Diagnostic-Code", "smtp; \(recipient.reply)")
+      }
+      if let last = recipient.lastAttempt { field("Last-Attempt-Date", RFC5322Date.format(last)) }
+      if let until = recipient.willRetryUntil { field("Will-Retry-Until", RFC5322Date.format(until)) }
+    }
+    return out
+  }
+
+  /// Characters outside ASCII as `\x{HEX}` (RFC 6533 3, utf-8-addr-unitext), because message/delivery-status is 7bit.
+  private static func ascii(_ text: String) -> String {
+    guard text.utf8.contains(where: { $0 >= 0x80 }) else { return text }
+    return text.unicodeScalars.map { scalar in
+      scalar.value < 0x80 ? String(Character(scalar)) : "\\x{\(String(scalar.value, radix: 16, uppercase: true))}"
+    }.joined()
+  }
+}
+
+/// Separators between MIME parts (RFC 2046 5.1.1).
+enum Boundary {
+  /// A boundary that occurs in none of `parts`; the same input gives the same one.
+  static func unused(seed: String, in parts: [[UInt8]]) -> String {
+    // FNV-1a: spread is all that is asked of it, the search below gives the certainty.
+    var hash: UInt64 = 0xcbf2_9ce4_8422_2325
+    for byte in seed.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
+    var attempt = 0
+    while true {
+      let boundary = "=_\(String(hash, radix: 36))_\(attempt)"
+      let needle = Array("--\(boundary)".utf8)
+      if !parts.contains(where: { contains($0, needle) }) { return boundary }
+      attempt += 1
+    }
+  }
+
+  private static func contains(_ haystack: [UInt8], _ needle: [UInt8]) -> Bool {
+    haystack.withUnsafeBytes { hay in
+      needle.withUnsafeBytes { pin in
+        guard let base = hay.baseAddress, let wanted = pin.baseAddress, let first = needle.first else { return false }
+        var index = 0
+        while index + pin.count <= hay.count {
+          guard let hit = memchr(base + index, Int32(first), hay.count - pin.count - index + 1) else { return false }
+          if memcmp(hit, wanted, pin.count) == 0 { return true }
+          index = UnsafeRawPointer(hit) - base + 1
+        }
+        return false
+      }
+    }
+  }
+}
