@@ -86,6 +86,9 @@ actor UpstreamSession {
       while true { try await carryOut(readLine()) }
     } catch Ending.quit {
       try? await stream?.flush(until: deadline, waitingFor: "farewell")
+    } catch NetworkError.timedOut("a command") {
+      say("421 4.4.2 Timeout - closing connection. \(upstream.nextID()) - gsmtp")
+      try? await stream?.flush(until: deadline, waitingFor: "farewell")
     } catch {
       if !(error is Ending) { upstream.log("#\(number) \(error)") }
     }

@@ -178,6 +178,15 @@ import Testing
     #expect(fixture.upstream.messages.map(\.recipients) == [["b@example.test"]])
   }
 
+  @Test func silentClientIsToldAndDisconnected() async throws {
+    let fixture = try await Fixture { $0.idleTimeout = .milliseconds(1) }
+    try await fixture.run(loggedIn: false) { client async throws in
+      #expect(try await client.reply().hasPrefix("220 "))
+      #expect(try await client.reply().hasPrefix("421 4.4.2"))
+      #expect(try await client.reply() == "")
+    }
+  }
+
   @Test func implicitTLSBeginsWithTheHandshake() async throws {
     let fixture = try await Fixture { $0.implicitTLSEndpoint = Endpoint("127.0.0.1:0")! }
     let ehlo = try await RawClient.with(fixture.upstream.implicitTLSEndpoint) { client in
@@ -204,7 +213,8 @@ import Testing
         unlink(path)
       }
       var bytes = [UInt8](repeating: 0, count: 4096)
-      return String(decoding: bytes.prefix(fread(&bytes, 1, 4096, file)), as: UTF8.self)
+      let count = fread(&bytes, 1, 4096, file)
+      return String(decoding: bytes.prefix(count), as: UTF8.self)
     }
     #expect(text(directory + "/0001-_.._x_@example.test.eml") == "a\r\nb")
     let envelope = try #require(text(directory + "/0001-_.._x_@example.test.json"))
