@@ -152,11 +152,13 @@ extension Result {
   var error: Failure? { if case .failure(let error) = self { error } else { nil } }
 }
 
-/// Bytes that look random and are the same every time.
+/// Bytes that look random and are the same every time; made by words, because a test build is slow.
 func noise(_ count: Int, seed: UInt64) -> [UInt8] {
   var state = seed
-  return (0..<count).map { _ in
+  var words = [UInt64](repeating: 0, count: (count + 7) / 8)
+  for i in words.indices {
     state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-    return UInt8(truncatingIfNeeded: state >> 33)
+    words[i] = state ^ state >> 29
   }
+  return words.withUnsafeBytes { Array($0.prefix(count)) }
 }
