@@ -219,6 +219,11 @@ public enum ReversePath: Hashable, Sendable {
   case null
   case mailbox(Mailbox)
 
+  /// Parses what ``text`` gives: empty for the null reverse-path, else a mailbox.
+  public init(parsing text: some StringProtocol) throws(AddressError) {
+    self = text.isEmpty ? .null : .mailbox(try Mailbox(parsing: text))
+  }
+
   /// The path without `<>`; empty for the null reverse-path.
   public var text: String {
     switch self {
@@ -237,6 +242,11 @@ public enum ForwardPath: Hashable, Sendable {
   case mailbox(Mailbox)
   /// `<postmaster>` without a domain, which every server must accept (RFC 5321 4.5.1).
   case postmaster
+
+  /// Parses what ``text`` gives: `postmaster` in any case, or a mailbox.
+  public init(parsing text: some StringProtocol) throws(AddressError) {
+    self = text.lowercased() == "postmaster" ? .postmaster : .mailbox(try Mailbox(parsing: text))
+  }
 
   /// The path without `<>`.
   public var text: String {

@@ -67,4 +67,16 @@ import Testing
   @Test func octetsThatAreNotUTF8AreRefused() {
     #expect(throws: AddressError.self) { try Mailbox(utf8: [0xff, 0x40, 0x62]) }
   }
+
+  @Test(arguments: ["", "a@b", "\"a b\"@c"])
+  func reversePathsComeBackFromTheirText(_ text: String) throws {
+    #expect(try ReversePath(parsing: text).text == text)
+    #expect(try (ReversePath(parsing: text) == .null) == text.isEmpty)
+  }
+
+  @Test func forwardPathsComeBackFromTheirText() throws {
+    #expect(try ForwardPath(parsing: "PostMaster") == .postmaster)
+    #expect(try ForwardPath(parsing: "postmaster@x").text == "postmaster@x")
+    #expect(throws: AddressError.empty) { try ForwardPath(parsing: "") }
+  }
 }
