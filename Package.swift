@@ -44,7 +44,7 @@ let package = Package(
     room("Configuration", ["Primitives", "SMTP"]),
     room("Routing", ["Primitives", "SMTP", "Configuration"]),
     room("Network", ["Primitives", "COpenSSL", "CLinux", collections]),
-    room("Spool", ["Primitives", "CChecksum", collections]),
+    room("Spool", ["Primitives", "CChecksum", "CLinux", collections]),
     room("Server", ["Primitives", "SMTP", "Message", "Routing", "Network", "Spool", collections, logging]),
     room("Delivery", ["Primitives", "SMTP", "Message", "Network", "Spool", collections, logging]),
     room("Telemetry", ["Primitives", "CSystemd", logging]),
@@ -64,6 +64,9 @@ let package = Package(
       ],
       swiftSettings: strict),
 
+    .target(
+      name: "TestSupport", dependencies: ["Primitives", "Spool", "Sandbox", "Network", logging],
+      path: "Tests/TestSupport", swiftSettings: strict),
     tests("PrimitivesTests", ["Primitives"]),
     tests("SMTPTests", ["SMTP"]),
     tests("MessageTests", ["Message"]),
@@ -72,8 +75,8 @@ let package = Package(
     tests("NetworkTests", ["Network", "Sandbox"]),
     tests("SandboxTests", ["Sandbox"]),
     tests("SpoolTests", ["Spool"]),
-    tests("ServerTests", ["Server"]),
-    tests("DeliveryTests", ["Delivery", "Sandbox"]),
+    tests("ServerTests", ["Server", "TestSupport"]),
+    tests("DeliveryTests", ["Delivery", "Sandbox", "TestSupport"]),
     tests("TelemetryTests", ["Telemetry"]),
     tests("RelayTests", ["Primitives"]),
   ]

@@ -3,10 +3,10 @@
 
 import Primitives
 
-struct ValueKind<Value> {
+struct ValueKind<Value: Sendable>: Sendable {
   /// Completes "must be …".
   let wanted: String
-  let read: (String) -> Value?
+  let read: @Sendable (String) -> Value?
 }
 
 enum Values {
@@ -82,7 +82,7 @@ enum Values {
     return isName && word.utf8.count <= 253 ? word : nil
   }
 
-  static func choice<Value: RawRepresentable & CaseIterable>(_ type: Value.Type) -> ValueKind<Value>
+  static func choice<Value: RawRepresentable & CaseIterable & Sendable>(_ type: Value.Type) -> ValueKind<Value>
   where Value.RawValue == String {
     let words = Value.allCases.map(\.rawValue)
     return ValueKind(wanted: "one of \(words.joined(separator: ", "))") { word in
