@@ -19,7 +19,8 @@ import Testing
     let start = MonotonicInstant(nanoseconds: 0)
     var bucket = TokenBucket(perMinute: 60, burst: 1, now: start)
     #expect(bucket.reserve(now: start) == nil)
-    let again = try #require(bucket.reserve(now: start))
+    let answer = bucket.reserve(now: start)
+    let again = try #require(answer)
     #expect(again - start >= .milliseconds(999) && again - start <= .milliseconds(1001))
     #expect(bucket.reserve(now: again) == nil)
   }
@@ -56,7 +57,7 @@ import Testing
   @Test func patienceIsTheSumOfTheWaits() {
     #expect(RetrySchedule.standard.patience(afterAttempts: 0) == .zero)
     #expect(RetrySchedule.standard.patience(afterAttempts: 2) == .seconds(360))
-    #expect(RetrySchedule.standard.patience(afterAttempts: 8) == .seconds(28_860 - 14_400 + 2 * 14_400))
+    #expect(RetrySchedule.standard.patience(afterAttempts: 8) == .seconds(28_260 + 14_400))
   }
 }
 
