@@ -223,6 +223,7 @@ public final class ByteStream {
       case SSL_ERROR_WANT_WRITE:
         watcher.isWritable = false
         try await settle(watcher.writable(until: deadline), "TLS handshake")
+      case SSL_ERROR_ZERO_RETURN: throw .endOfStream
       case SSL_ERROR_SYSCALL: throw errno == 0 ? .endOfStream : .system("TLS handshake", errno)
       default: throw context.handshakeError(of: ssl, serverName: serverName)
       }
