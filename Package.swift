@@ -55,12 +55,12 @@ let package = Package(
         "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Spool", "Server", "Delivery",
         "Telemetry", "CSystemd", logging, http,
       ]),
+    room("CommandLineTools", ["Primitives", "SMTP", "Network", "Delivery", "CCurl"]),
     .executableTarget(
       name: "ssmtp-mailer",
       dependencies: [
         "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Delivery", "Spool", "Daemon",
-        "Sandbox",
-        "CCurl", arguments,
+        "Sandbox", "CommandLineTools", arguments,
       ],
       swiftSettings: strict),
 
@@ -75,6 +75,7 @@ let package = Package(
     tests("ServerTests", ["Server"]),
     tests("DeliveryTests", ["Delivery", "Sandbox"]),
     tests("TelemetryTests", ["Telemetry"]),
+    tests("CommandTests", ["CommandLineTools", "Sandbox", http]),
     tests("RelayTests", ["Primitives"]),
   ]
 )

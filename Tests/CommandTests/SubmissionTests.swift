@@ -1,0 +1,64 @@
+// Submissions to a server that takes, refuses and puts off.
+
+import Network
+import Primitives
+import SMTP
+import Sandbox
+import Testing
+
+@testable import CommandLineTools
+
+@Suite struct SubmissionTests {
+  private static let content = Array("Subject: one\r\n\r\n.dot\r\n".utf8)
+  // The sandbox wants a login, as Gmail does; these answers make it a relay that does not.
+  private func submit(_ script: [Rule], to recipients: [String]) async throws -> (Submission.Report, Gmail) {
+    let gmail = try await Gmail(script)
+    let submission = Submission(
+      reversePath: "noreply@mailer.dreamlikelabs.com", recipients: recipients, content: Self.content,
+      heloName: "localhost")
+    let report = try await submission.submit(to: gmail.upstream.endpoint, on: EventLoop(name: "send"))
+    await gmail.stop()
+    return (report, gmail)
+  }
+
+  @Test func aRefusalIsReportedForEachRecipient() async throws {
+    let (report, _) = try await submit([], to: ["a@example.com", "b@example.com"])
+    #expect(report.status == .refused)
+    #expect(report.queueIDs.isEmpty)
+    #expect(report.results.map(\.recipient) == ["a@example.com", "b@example.com"])
+    #expect(report.results.allSatisfy { $0.reply.code == 530 })
+  }
+
+  @Test func aTransientRefusalMeansToTryAgain() async throws {
+    let (report, _) = try await submit([.answer(.mail, "451 4.3.0 Later")], to: ["a@example.com"])
+    #expect(report.status == .tryAgain)
+  }
+
+  @Test func aGreetingThatRefusesIsShownAsItIs() async throws {
+    let failure = await #expect(throws: CommandFailure.self) {
+      _ = try await submit([.answer(.banner, "554 5.7.1 Not you")], to: ["a@example.com"])
+    }
+    #expect(failure?.status == .refused)
+    #expect(failure?.description.contains("554 5.7.1 Not you") == true)
+  }
+
+  @Test func nobodyListeningIsUnavailable() async throws {
+    let free = try Listener(bindingTo: #require(Endpoint("127.0.0.1:0")))
+    let endpoint = free.endpoint
+    free.close()
+    let submission = Submission(
+      reversePath: "", recipients: ["a@example.com"], content: Self.content, heloName: "localhost")
+    let failure = await #expect(throws: CommandFailure.self) {
+      _ = try await submission.submit(to: endpoint, on: EventLoop(name: "send"))
+    }
+    #expect(failure?.status == .unavailable)
+  }
+
+  @Test(arguments: [
+    ("Queued as 1a2b3c", "1a2b3c"), ("Ok: queued as 4fX", "4fX"),
+    ("OK 1795000000 x-1.2 - gsmtp", "OK 1795000000 x-1.2 - gsmtp"),
+  ])
+  func theQueueIDIsReadFromTheReply(text: String, id: String) {
+    #expect(Submission.queueID(in: Reply(250, "2.0.0", text)) == id)
+  }
+}
