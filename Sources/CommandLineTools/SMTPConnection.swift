@@ -9,6 +9,8 @@ public actor SMTPConnection {
   private let loop: EventLoop
   private var stream: ByteStream?
   private var parser = ReplyParser()
+  /// Kept as long as the stream: OpenSSL hands session tickets to it while the connection lives.
+  private var context: TLSContext?
 
   public nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
 
@@ -23,6 +25,7 @@ public actor SMTPConnection {
     _ context: TLSContext, serverName: String, within limit: Duration
   ) async throws(NetworkError) -> TLSSummary? {
     guard let stream else { throw .closed }
+    self.context = context
     try await stream.startTLS(context, serverName: serverName, until: SystemTime().now + limit)
     parser = ReplyParser()
     return stream.tls

@@ -11,6 +11,10 @@ struct Gmail {
   let caFile: String
   private let directory: String
 
+  /// Loops live as long as the process: executors are not kept alive by the jobs that are still on their way to them.
+  static let loops = (0..<2).compactMap { try? EventLoop(name: "test-\($0)") }
+  static var clientLoop: EventLoop { loops[1] }
+
   static let user = "mail-relay@dreamlikelabs.com"
   static let password = "your_gmail_app_password_here"
 
@@ -25,6 +29,7 @@ struct Gmail {
     var options = UpstreamOptions(certificateFile: directory + "/cert.pem", keyFile: directory + "/key.pem")
     options.passwords = [Self.user: Self.password]
     options.script = script
+    options.loops = [Self.loops[0]]
     if implicitTLS { options.implicitTLSEndpoint = Endpoint("127.0.0.1:0") }
     upstream = try await Upstream.start(options)
   }

@@ -18,7 +18,7 @@ import Testing
       serverName: serverName, heloName: "mailer.dreamlikelabs.com")
     target.caFile = trusts ? gmail.caFile : nil
     target.timeout = .seconds(5)
-    let report = await UpstreamProbe(target).run(on: try EventLoop(name: "probe"))
+    let report = await UpstreamProbe(target).run(on: Gmail.clientLoop)
     await gmail.stop()
     return report
   }
@@ -99,7 +99,7 @@ import Testing
     let target = ProbeTarget(
       domain: "d", account: "a", host: "smtp.example.invalid", port: 587, security: .startTLS, login: nil,
       heloName: "h")
-    let loop = try EventLoop(name: "probe")
+    let loop = Gmail.clientLoop
     let unknown = await UpstreamProbe(
       target, names: Table(error: .resolution("the name smtp.example.invalid does not exist"))
     ).run(on: loop)
