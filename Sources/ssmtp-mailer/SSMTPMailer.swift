@@ -18,7 +18,8 @@ struct SSMTPMailer: AsyncParsableCommand {
     version: "1.0.0",
     subcommands: [
       // ServeCommand.self stands here first.
-      TestCommand.self, ConfigCommand.self, QueueCommand.self, StatusCommand.self, SandboxCommand.self,
+      SendCommand.self, TestCommand.self, ConfigCommand.self, ExplainCommand.self, QueueCommand.self,
+      StatusCommand.self, SandboxCommand.self,
     ])
 
   static func main() async {

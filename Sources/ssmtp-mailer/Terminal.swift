@@ -53,7 +53,8 @@ enum Terminal {
   }
 
   private static func unreadable(_ path: String) -> CommandFailure {
-    CommandFailure(.data, "\(path == "-" ? "standard input" : path) cannot be read: \(String(cString: strerror(errno)))")
+    CommandFailure(
+      .data, "\(path == "-" ? "standard input" : path) cannot be read: \(String(cString: strerror(errno)))")
   }
 
   private static func write(_ text: String, to descriptor: CInt) {
