@@ -55,12 +55,12 @@ let package = Package(
         "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Spool", "Server", "Delivery",
         "Telemetry", "CSystemd", logging, http,
       ]),
+    room("CommandLineTools", ["Primitives", "SMTP", "Network", "Delivery", "CCurl"]),
     .executableTarget(
       name: "ssmtp-mailer",
       dependencies: [
         "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Delivery", "Spool", "Daemon",
-        "Sandbox",
-        "CCurl", arguments,
+        "Sandbox", "CommandLineTools", arguments,
       ],
       swiftSettings: strict),
 
@@ -78,6 +78,7 @@ let package = Package(
     tests("ServerTests", ["Server", "TestSupport"]),
     tests("DeliveryTests", ["Delivery", "Sandbox", "TestSupport"]),
     tests("TelemetryTests", ["Telemetry"]),
+    tests("CommandTests", ["CommandLineTools", "Sandbox", http]),
     tests("RelayTests", ["Primitives"]),
   ]
 )

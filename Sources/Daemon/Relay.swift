@@ -15,7 +15,7 @@ import Synchronization
 import Telemetry
 
 /// The version that `--version`, the status and the Received field of nobody show.
-public let relayVersion = "0.1.0"
+public let relayVersion = "1.0.0"
 
 /// A running relay.
 public final class Relay: Sendable {

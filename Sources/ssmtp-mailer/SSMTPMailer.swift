@@ -1,21 +1,41 @@
-import ArgumentParser
-import Configuration
-import Glibc
+// The command line: the list of commands, and how a failure becomes a line on standard error and an exit status.
 
-struct ConfigurationOptions: ParsableArguments {
-  @Option var config: String = "/etc/ssmtp-mailer/ssmtp-mailer.conf"
-  @Option(name: .customLong("set")) var overrides: [String] = []
-  func read() throws(ConfigurationError) -> (settings: Settings, warnings: [Diagnostic]) {
-    let pairs = overrides.map { text in
-      let end = text.firstIndex(of: "=") ?? text.endIndex
-      return (key: String(text[..<end]), value: String(text[end...].dropFirst()))
-    }
-    return try Settings.load(path: config, overrides: pairs)
-  }
-}
+import ArgumentParser
+import CommandLineTools
+import Daemon
 
 @main
 struct SSMTPMailer: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "ssmtp-mailer", abstract: "A durable SMTP relay in front of Gmail.", subcommands: [ServeCommand.self])
+    commandName: "ssmtp-mailer",
+    abstract: "A durable SMTP relay in front of Gmail.",
+    discussion: """
+      Mail that the daemon (`ssmtp-mailer serve`) has accepted is on disk; it leaves through the accounts of the \
+      configuration, no faster than they allow. The other commands look at the daemon, its queue and its upstreams.
+
+      Exit status, from sysexits(3): 0 done, 64 usage, 65 bad data, 69 nobody answers, 75 try again later, \
+      77 refused, 78 configuration.
+      """,
+    version: relayVersion,
+    subcommands: [
+      ServeCommand.self,
+      SendCommand.self, TestCommand.self, ConfigCommand.self, ExplainCommand.self, QueueCommand.self,
+      StatusCommand.self, SandboxCommand.self,
+    ])
+
+  static func main() async {
+    do {
+      var command = try parseAsRoot()
+      if var command = command as? any AsyncParsableCommand {
+        try await command.run()
+      } else {
+        try command.run()
+      }
+    } catch let failure as CommandFailure {
+      Terminal.complain(failure.description)
+      exit(withError: ExitCode(failure.status.rawValue))
+    } catch {
+      exit(withError: error)
+    }
+  }
 }
