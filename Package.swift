@@ -44,7 +44,7 @@ let package = Package(
     room("Configuration", ["Primitives", "SMTP"]),
     room("Routing", ["Primitives", "SMTP", "Configuration"]),
     room("Network", ["Primitives", "COpenSSL", "CLinux", collections]),
-    room("Spool", ["Primitives", "CChecksum", collections]),
+    room("Spool", ["Primitives", "CChecksum", "CLinux", collections]),
     room("Server", ["Primitives", "SMTP", "Message", "Routing", "Network", "Spool", collections, logging]),
     room("Delivery", ["Primitives", "SMTP", "Message", "Network", "Spool", collections, logging]),
     room("Telemetry", ["Primitives", "CSystemd", logging]),
