@@ -91,6 +91,9 @@ public final class Spool: QueueStore {
     if begins { writer.queue.async { [writer] in writer.drain() } }
   }
 
+  /// Operations that the writer has not taken yet.
+  var waiting: Int { core.shared.withLock { $0.pending.count } }
+
   private func refusal() -> QueueError? {
     core.shared.withLock { s in s.failure ?? (s.isClosed ? .failed("it was closed") : nil) }
   }
