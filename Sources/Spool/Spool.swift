@@ -2,7 +2,6 @@
 
 import Dispatch
 import Primitives
-import Synchronization
 
 /// A ``QueueStore`` in a directory: a log of segments, group commit, an index in memory.
 ///

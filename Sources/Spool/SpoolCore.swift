@@ -1,7 +1,6 @@
 // What the writer, the readers and the callers of a spool share, and the reading of single records.
 
 import Primitives
-import Synchronization
 
 /// A segment and what of it is still needed.
 struct Segment {

@@ -3,7 +3,6 @@
 import Dispatch
 import Glibc
 import Primitives
-import Synchronization
 import Testing
 
 @testable import Spool
