@@ -5,7 +5,7 @@ import FlyingFox
 import FlyingSocks
 import FoundationEssentials
 import Glibc
-import Logging
+import struct Logging.Logger
 import Message
 import Primitives
 import SMTP
@@ -17,7 +17,7 @@ struct AdminServer: Sendable {
   let store: any QueueStore
   let delivery: Delivery
   let time: any Timekeeper
-  let log: Logging.Logger
+  let log: Logger
   let status: @Sendable () async -> StatusReport
 
   private static let pageLimit = 1000

@@ -7,7 +7,6 @@ import Network
 import Primitives
 import SMTP
 import Spool
-import Synchronization
 
 /// A message and when it may be tried. The time is the wall clock's, exactly as the queue has it on disk: an entry
 /// whose time is no longer the one on disk is stale and is dropped.

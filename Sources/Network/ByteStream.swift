@@ -13,6 +13,8 @@ public final class ByteStream {
   private let loop: EventLoop
   private let watcher: Watcher
   private var ssl: OpaquePointer?
+  /// OpenSSL calls back into the context when a session ticket comes, so it has to live as long as the connection.
+  private var context: TLSContext?
 
   private var input: [UInt8] = []
   private var inputStart = 0
@@ -223,6 +225,7 @@ public final class ByteStream {
       case SSL_ERROR_WANT_WRITE:
         watcher.isWritable = false
         try await settle(watcher.writable(until: deadline), "TLS handshake")
+      case SSL_ERROR_ZERO_RETURN: throw .endOfStream
       case SSL_ERROR_SYSCALL: throw errno == 0 ? .endOfStream : .system("TLS handshake", errno)
       default: throw context.handshakeError(of: ssl, serverName: serverName)
       }
@@ -231,6 +234,7 @@ public final class ByteStream {
     watcher.isReadable = true
     tls = TLSSummary(of: ssl)
     self.ssl = ssl
+    self.context = context
     isMine = false
   }
 

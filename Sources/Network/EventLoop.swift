@@ -9,7 +9,6 @@ import CLinux
 import Dispatch
 import Glibc
 import Primitives
-import Synchronization
 
 /// A serial executor that is also told when its sockets can be read or written.
 ///
@@ -48,9 +47,19 @@ public final class EventLoop: SerialExecutor, TaskExecutor, @unchecked Sendable 
     events = .allocate(capacity: Self.eventCapacity)
     guard epoll >= 0 else { throw NetworkError.system("epoll_create1", errno) }
     let source = DispatchSource.makeReadSource(fileDescriptor: epoll, queue: queue)
-    source.setEventHandler { [unowned self] in enter { collect() } }
+    // Weak, and strong while it runs: the last owner of the loop may be a job of this very round.
+    source.setEventHandler { [weak self] in
+      if let self { enter { collect() } }
+    }
+    source.setCancelHandler { [epoll] in Glibc.close(epoll) }
     self.source = source
     source.activate()
+  }
+
+  deinit {
+    if let source { source.cancel() } else if epoll >= 0 { Glibc.close(epoll) }
+    events.deallocate()
+    scratch.deallocate()
   }
 
   public func enqueue(_ job: consuming ExecutorJob) {

@@ -118,6 +118,8 @@ public struct SystemNames: AddressSource {
       } catch { problem = error }
     }
     guard !addresses.isEmpty else { throw problem ?? .resolution("\(name) has no address (neither A nor AAAA)") }
+    // Half an answer, because one of the questions got none, must not be kept for hours.
+    if problem != nil { timeToLive = min(timeToLive, 30) }
     return AddressAnswer(addresses: addresses, timeToLive: .seconds(Int64(timeToLive)))
   }
 

@@ -163,7 +163,10 @@ public actor Acceptor {
       Glibc.close(descriptor)
       return
     }
-    guard let watcher = try? loop.watch(descriptor) else { return }
+    guard let watcher = try? loop.watch(descriptor) else {
+      Glibc.close(descriptor)  // better refused than left to wait in the backlog for ever
+      return
+    }
     self.watcher = watcher
     let flags = CInt(SOCK_NONBLOCK.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
     while !isStopped {
@@ -177,6 +180,8 @@ public actor Acceptor {
         watcher.isReadable = false
         if await watcher.readable(until: .distantFuture) == .closed { return }
       case EMFILE, ENFILE, ENOBUFS, ENOMEM: try? await Task.sleep(for: .milliseconds(100))
+      // Not a listening socket, as a wrong unit of systemd may hand it over: this will never get better.
+      case EBADF, EINVAL, ENOTSOCK, EOPNOTSUPP: return stop()
       default: continue  // the client has gone before it was accepted
       }
     }

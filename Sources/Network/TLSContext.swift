@@ -4,7 +4,6 @@
 import COpenSSL
 import Glibc
 import Primitives
-import Synchronization
 
 /// The settings shared by many TLS connections, made once and used by all event loops.
 public final class TLSContext: Sendable {
@@ -24,9 +23,12 @@ public final class TLSContext: Sendable {
   private struct SessionBox: @unchecked Sendable {
     // An SSL_SESSION is never changed after it was made, and its reference count is atomic.
     let session: OpaquePointer
+    /// The name the server proved. A resumed handshake shows no certificate: it must not vouch for another name.
+    let serverName: String
   }
 
   private static let optionNoRenegotiation: UInt64 = 1 << 30
+  private static let optionIgnoreUnexpectedEOF: UInt64 = 1 << 7
   /// The index under which a connection's SSL_CTX keeps the way back to this object.
   private static let selfIndex = CRYPTO_get_ex_new_index(CRYPTO_EX_INDEX_SSL_CTX, 0, nil, nil, nil, nil)
 
@@ -40,7 +42,9 @@ public final class TLSContext: Sendable {
     SSL_CTX_ctrl(context, SSL_CTRL_SET_MIN_PROTO_VERSION, Int(minimum.number), nil)
     let modes = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS
     SSL_CTX_ctrl(context, SSL_CTRL_MODE, Int(modes), nil)
-    SSL_CTX_set_options(context, Self.optionNoRenegotiation)
+    // Many peers close without TLS's farewell. SMTP marks the end of all that matters itself, so a cut cannot pass
+    // for a whole; it is an end of the stream like any other.
+    SSL_CTX_set_options(context, Self.optionNoRenegotiation | Self.optionIgnoreUnexpectedEOF)
     // One read(2) for a record's head and body.
     SSL_CTX_ctrl(context, SSL_CTRL_SET_READ_AHEAD, 1, nil)
   }
@@ -66,7 +70,7 @@ public final class TLSContext: Sendable {
     SSL_CTX_set_ex_data(result.context, selfIndex, Unmanaged.passUnretained(result).toOpaque())
     SSL_CTX_sess_set_new_cb(result.context) { ssl, session in
       guard let session, let raw = SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), TLSContext.selfIndex) else { return 0 }
-      return Unmanaged<TLSContext>.fromOpaque(raw).takeUnretainedValue().keep(session) ? 1 : 0
+      return Unmanaged<TLSContext>.fromOpaque(raw).takeUnretainedValue().keep(session, of: ssl) ? 1 : 0
     }
     return result
   }
@@ -88,9 +92,10 @@ public final class TLSContext: Sendable {
     return result
   }
 
-  private func keep(_ session: OpaquePointer) -> Bool {
+  private func keep(_ session: OpaquePointer, of ssl: OpaquePointer?) -> Bool {
+    guard let ssl, let name = Self.wantedName(of: ssl) else { return false }
     let old = sessions.withLock { sessions in
-      sessions.append(SessionBox(session: session))
+      sessions.append(SessionBox(session: session, serverName: name))
       return sessions.count > Self.keptSessions ? sessions.removeFirst() : nil
     }
     if let old { SSL_SESSION_free(old.session) }
@@ -109,7 +114,12 @@ public final class TLSContext: Sendable {
       throw .tls("cannot ask for a certificate of \(serverName ?? "no name")")
     }
     // A ticket is used once (RFC 8446 C.4); the next one comes with this connection.
-    if let box = sessions.withLock({ $0.popLast() }) {
+    let kept = Self.wantedName(of: ssl).flatMap { wanted in
+      sessions.withLock { sessions in
+        sessions.lastIndex { $0.serverName == wanted }.map { sessions.remove(at: $0) }
+      }
+    }
+    if let box = kept {
       SSL_set_session(ssl, box.session)
       SSL_SESSION_free(box.session)
     }
@@ -123,6 +133,15 @@ public final class TLSContext: Sendable {
     return name.withCString {
       SSL_ctrl(ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, Int(TLSEXT_NAMETYPE_host_name), UnsafeMutableRawPointer(mutating: $0))
     } == 1
+  }
+
+  /// The name or address that the server's certificate has to be good for.
+  private static func wantedName(of ssl: OpaquePointer) -> String? {
+    let parameters = SSL_get0_param(ssl)
+    if let host = X509_VERIFY_PARAM_get0_host(parameters, 0) { return String(cString: host) }
+    guard let address = X509_VERIFY_PARAM_get1_ip_asc(parameters) else { return nil }
+    defer { CRYPTO_free(address, nil, 0) }
+    return String(cString: address)
   }
 
   // MARK: Errors
@@ -179,7 +198,15 @@ public struct CertificateSummary: Sendable, Hashable {
   public let daysLeft: Int
 
   init?(of ssl: OpaquePointer) {
-    guard let certificate = SSL_get1_peer_certificate(ssl) else { return nil }
+    // Until a certificate is accepted it is in the chain only, and a refused one is what people ask about most.
+    let certificate: OpaquePointer
+    if let accepted = SSL_get1_peer_certificate(ssl) {
+      certificate = accepted
+    } else {
+      guard let shown = OPENSSL_sk_value(SSL_get_peer_cert_chain(ssl), 0) else { return nil }
+      certificate = OpaquePointer(shown)
+      X509_up_ref(certificate)
+    }
     defer { X509_free(certificate) }
     func text(_ name: OpaquePointer?) -> String {
       guard let name, let line = X509_NAME_oneline(name, nil, 0) else { return "?" }

@@ -6,7 +6,7 @@ import Dispatch
 import Glibc
 import Logging
 import Primitives
-import Synchronization
+import struct Synchronization.Atomic
 
 /// A place for log lines.
 public enum LogDestination: Sendable, Hashable {
@@ -219,7 +219,7 @@ enum Journal {
   static func queueID(of text: String) -> Substring? {
     guard let colon = text.utf8.prefix(16).firstIndex(of: 0x3a) else { return nil }
     let id = text[..<colon]
-    return id.utf8.count == 11 && id.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x41...0x5a).contains($0) } ? id : nil
+    return id.utf8.count == 11 && id.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x7a).contains($0) } ? id : nil
   }
 
   private static func withVectors(_ fields: [[UInt8]], _ body: (UnsafePointer<iovec>, Int) -> Void) {

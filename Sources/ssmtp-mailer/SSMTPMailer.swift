@@ -1,7 +1,41 @@
+// The command line: the list of commands, and how a failure becomes a line on standard error and an exit status.
+
 import ArgumentParser
+import CommandLineTools
+import Daemon
 
 @main
 struct SSMTPMailer: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "ssmtp-mailer", abstract: "A durable SMTP relay in front of Gmail.")
+    commandName: "ssmtp-mailer",
+    abstract: "A durable SMTP relay in front of Gmail.",
+    discussion: """
+      Mail that the daemon (`ssmtp-mailer serve`) has accepted is on disk; it leaves through the accounts of the \
+      configuration, no faster than they allow. The other commands look at the daemon, its queue and its upstreams.
+
+      Exit status, from sysexits(3): 0 done, 64 usage, 65 bad data, 69 nobody answers, 75 try again later, \
+      77 refused, 78 configuration.
+      """,
+    version: relayVersion,
+    subcommands: [
+      ServeCommand.self,
+      SendCommand.self, TestCommand.self, ConfigCommand.self, ExplainCommand.self, QueueCommand.self,
+      StatusCommand.self, SandboxCommand.self,
+    ])
+
+  static func main() async {
+    do {
+      var command = try parseAsRoot()
+      if var command = command as? any AsyncParsableCommand {
+        try await command.run()
+      } else {
+        try command.run()
+      }
+    } catch let failure as CommandFailure {
+      Terminal.complain(failure.description)
+      exit(withError: ExitCode(failure.status.rawValue))
+    } catch {
+      exit(withError: error)
+    }
+  }
 }

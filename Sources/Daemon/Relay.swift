@@ -1,0 +1,273 @@
+// The composition root: makes the parts from the settings, connects them, starts them in order and stops them in the
+// opposite one. It has no rules of its own.
+
+import Configuration
+import Delivery
+import Glibc
+import Logging
+import Network
+import Primitives
+import Routing
+import SMTP
+import Server
+import Spool
+import Telemetry
+
+/// The version that `--version`, the status and the Received field of nobody show.
+public let relayVersion = "1.0.0"
+
+/// A running relay.
+public final class Relay: Sendable {
+  private let loops: [EventLoop]
+  private let output: LogOutput
+  private let log: Logger
+  private let time: any Timekeeper
+  private let spool: Spool
+  private let delivery: Delivery
+  private let server: SMTPServer
+  private let listeners: [Listener]
+  private let failure: Failure
+  private let started: Timestamp
+
+  private struct State {
+    var settings: Settings
+    var isStopping = false
+    var admin: Task<Void, Never>?
+  }
+  private let state: Mutex<State>
+
+  /// The first thing that forces the daemon to end, and who waits for it.
+  private final class Failure: Sendable {
+    private let state = Mutex<(error: QueueError?, handler: (@Sendable (QueueError) -> Void)?)>((nil, nil))
+
+    func report(_ error: QueueError) {
+      let handler = state.withLock { state in
+        if state.error == nil { state.error = error }
+        return state.handler
+      }
+      handler?(error)
+    }
+
+    func onReport(_ handler: @escaping @Sendable (QueueError) -> Void) {
+      let error = state.withLock { state in
+        state.handler = handler
+        return state.error
+      }
+      if let error { handler(error) }
+    }
+
+    var error: QueueError? { state.withLock { $0.error } }
+  }
+
+  /// Binds the listeners, recovers the queue and makes all parts; nothing is accepted or sent yet.
+  public init(_ settings: Settings, time: any Timekeeper = SystemTime()) async throws(DaemonError) {
+    self.time = time
+    started = time.wallClock
+    do throws(LogError) { output = try LogOutput(settings.logDestination, level: settings.logLevel, time: time) } catch {
+      throw DaemonError(error.description, exitStatus: 73)
+    }
+    log = output.logger("relay")
+    let router = Router(settings)
+    let serverSettings = try ServerSettings(settings, router: router)
+    listeners = try Self.bind(settings)
+
+    do throws(NetworkError) {
+      var loops: [EventLoop] = []
+      for i in 0..<max(1, sysconf(CInt(_SC_NPROCESSORS_ONLN))) { loops.append(try EventLoop(name: "loop-\(i)")) }
+      self.loops = loops
+    } catch { throw DaemonError("cannot start the event loops: \(error)", exitStatus: 71) }
+
+    let failure = Failure()
+    self.failure = failure
+    do throws(QueueError) {
+      spool = try Spool.open(
+        directory: settings.global.queueDir, disk: PosixDisk(), time: time, options: SpoolOptions(),
+        onFailure: { failure.report($0) })
+    } catch { throw DaemonError("\(error)", exitStatus: 73) }
+
+    let routes = Mutex(router)
+    let delivery = Delivery(
+      store: spool, resolver: Resolver(source: SystemNames(), time: time), loops: loops.reversed(), time: time,
+      settings: DeliverySettings(settings), log: log,
+      routeBounce: { sender in
+        guard let mailbox = try? Mailbox(parsing: sender) else { return nil }
+        return routes.withLock { $0 }.routeBounce(to: mailbox).map { ($0.address.description, $0.account) }
+      })
+    self.delivery = delivery
+    server = SMTPServer(
+      store: spool, loops: loops, time: time, settings: serverSettings, log: log,
+      hand: { delivery.submit($0, $1, $2) })
+    state = Mutex(State(settings: settings))
+    setRouter = { router in routes.withLock { $0 = router } }
+  }
+
+  private let setRouter: @Sendable (Router) -> Void
+
+  private static func bind(_ settings: Settings) throws(DaemonError) -> [Listener] {
+    let inherited = try SystemdNotifier.listeners()
+    if !inherited.isEmpty { return inherited }
+    var listeners: [Listener] = []
+    for endpoint in settings.global.listen {
+      do throws(NetworkError) {
+        let listener = try Listener(bindingTo: endpoint)
+        listeners.append(listener)
+      } catch {
+        // A machine without IPv6 can still serve the default `0.0.0.0:25, [::]:25`.
+        if case .system(_, EAFNOSUPPORT) = error, !endpoint.address.isIPv4 { continue }
+        for listener in listeners { listener.close() }
+        let hint: String =
+          if case .system(_, EACCES) = error {
+            ": a port below 1024 needs CAP_NET_BIND_SERVICE, which the systemd unit gives"
+          } else { "" }
+        throw DaemonError("\(error)\(hint)", exitStatus: 71)
+      }
+    }
+    guard !listeners.isEmpty else { throw DaemonError("there is nothing to listen on: set `listen`", exitStatus: 78) }
+    return listeners
+  }
+
+  // MARK: Life
+
+  /// Hands the recovered queue to its accounts and opens the door.
+  public func start() async {
+    let settings = state.withLock { $0.settings }
+    await delivery.configure(UpstreamSettings.all(settings), DeliverySettings(settings))
+    var after: QueueID?
+    var recovered = 0
+    while true {
+      let page = await spool.entries(startingAfter: after, limit: 10_000)
+      await delivery.recover(page)
+      recovered += page.count
+      guard page.count == 10_000, let last = page.last else { break }
+      after = last.id
+    }
+    await startAdmin(settings.global.adminSocket)
+    for listener in listeners { server.listen(on: listener) }
+    let endpoints = listeners.map(\.endpoint.description).joined(separator: ", ")
+    log.notice("ssmtp-mailer \(relayVersion) is ready on \(endpoints), \(recovered) messages in the queue")
+    failure.onReport { [log] error in log.critical("the queue has failed: \(error)") }
+  }
+
+  /// What ended the queue; the daemon has to be started anew.
+  public var queueFailure: QueueError? { failure.error }
+
+  /// Calls back when the queue fails.
+  public func onQueueFailure(_ body: @escaping @Sendable () -> Void) {
+    failure.onReport { [log] error in
+      log.critical("the queue has failed, no more mail is accepted: \(error)")
+      body()
+    }
+  }
+
+  private func startAdmin(_ path: String) async {
+    let admin = AdminServer(store: spool, delivery: delivery, time: time, log: log, status: { await self.report() })
+    let (stream, ready) = AsyncStream<Void>.makeStream()
+    let task = Task {
+      do { try await admin.run(path: path, whenListening: { ready.finish() }) } catch {
+        if !Task.isCancelled { log.error("the admin socket \(path) cannot be served: \(error)") }
+      }
+      ready.finish()
+    }
+    state.withLock { $0.admin = task }
+    for await _ in stream {}
+  }
+
+  /// Takes over changed settings. Listeners and the queue's directory stay as they are until a restart.
+  public func reload(_ settings: Settings) async throws(DaemonError) {
+    let old = state.withLock { $0.settings }
+    let router = Router(settings)
+    let serverSettings = try ServerSettings(settings, router: router)
+    do throws(LogError) { try output.reopen(settings.logDestination) } catch { throw DaemonError(error.description) }
+    output.level = settings.logLevel
+    state.withLock { $0.settings = settings }
+    setRouter(router)
+    server.configure(serverSettings)
+    await delivery.configure(UpstreamSettings.all(settings), DeliverySettings(settings))
+    for (key, changed) in [
+      ("listen", old.global.listen != settings.global.listen),
+      ("queue_dir", old.global.queueDir != settings.global.queueDir),
+      ("admin_socket", old.global.adminSocket != settings.global.adminSocket),
+    ] where changed { log.warning("\(key) has changed: that takes effect with the next restart") }
+    log.notice("configuration reloaded")
+  }
+
+  /// Logs that a reload was refused: the old configuration stays in force.
+  public func reloadFailed(_ lines: [String]) {
+    for line in lines { log.error("configuration: \(line)") }
+    log.error("the configuration was not reloaded, the old one stays in force")
+  }
+
+  public func warn(_ lines: [String]) { for line in lines { log.warning("configuration: \(line)") } }
+
+  /// Opens the log file anew, after logrotate.
+  public func flushLog() { output.flush() }
+
+  /// Stops accepting, lets transactions in progress end for at most `grace`, and closes the queue.
+  public func stop(within grace: Duration = .seconds(30)) async {
+    state.withLock { $0.isStopping = true }
+    log.notice("stopping")
+    async let clients: Void = server.stop(within: grace)
+    async let upstreams: Void = delivery.stop(within: grace)
+    _ = await (clients, upstreams)
+    let admin = state.withLock { $0.admin }
+    admin?.cancel()
+    unlink(state.withLock { $0.settings.global.adminSocket })
+    await spool.close()
+    log.notice("stopped, \(spool.statistics.messages) messages stay in the queue")
+    output.flush()
+  }
+
+  // MARK: State
+
+  /// Returns once every event loop has run something: what the watchdog wants to know.
+  public func proveProgress() async {
+    for loop in loops {
+      await withCheckedContinuation { continuation in loop.execute { continuation.resume() } }
+    }
+    _ = await delivery.snapshots()
+  }
+
+  /// One line for STATUS=.
+  public func statusLine() async -> String {
+    let accounts = await delivery.snapshots()
+    let queued = spool.statistics.messages
+    let held = accounts.compactMap { account in
+      account.hold.map { "\(account.name) on hold: \($0.fault.rawValue), \($0.advice)" }
+    }
+    return (["\(queued) queued"] + (held.isEmpty ? ["all accounts ok"] : held)).joined(separator: "; ")
+  }
+
+  public func report() async -> StatusReport {
+    let (settings, isStopping) = state.withLock { ($0.settings, $0.isStopping) }
+    let queue = spool.statistics
+    let counters = server.counters
+    let now = time.wallClock
+    return StatusReport(
+      version: relayVersion, pid: Int(getpid()), startedAt: ISOTime.format(started),
+      uptimeSeconds: Int((now - started).components.seconds),
+      state: failure.error != nil ? "failed" : isStopping ? "stopping" : "ready",
+      hostname: settings.global.defaultHostname, listeners: listeners.map(\.endpoint.description),
+      queueMessages: queue.messages, queueBytes: queue.liveBytes, queueDiskBytes: queue.diskBytes,
+      sessions: counters.openSessions, sessionsTotal: counters.connections,
+      sessionsRefused: counters.refusedConnections, accepted: counters.accepted, refused: counters.refused,
+      accounts: await delivery.snapshots().map(StatusReport.Account.init))
+  }
+}
+
+extension StatusReport.Account {
+  init(_ snapshot: AccountSnapshot) {
+    let state =
+      if !snapshot.isEnabled { "disabled" } else if snapshot.hold != nil { "on hold" } else if snapshot.connections == 0 {
+        "idle"
+      } else { "ok" }
+    let counters = snapshot.counters
+    self.init(
+      name: snapshot.name, account: snapshot.account, upstream: snapshot.upstream, state: state,
+      reason: snapshot.hold?.reason, advice: snapshot.hold?.advice,
+      heldSince: snapshot.hold.map { ISOTime.format($0.since) }, nextTry: snapshot.hold.map { ISOTime.format($0.nextTry) },
+      queued: snapshot.queued, active: snapshot.active, connections: snapshot.connections,
+      maximumConnections: snapshot.maximumConnections, ratePerMinute: snapshot.ratePerMinute, tokens: snapshot.tokens,
+      delivered: counters.delivered, deferred: counters.deferred, failed: counters.failed, inDoubt: counters.inDoubt,
+      connectionsOpened: counters.connections, logins: counters.logins, lastError: snapshot.lastError)
+  }
+}

@@ -1,0 +1,95 @@
+// From the configuration's words to what each part wants to know.
+
+import Configuration
+import Delivery
+import Logging
+import Network
+import Primitives
+import Routing
+import Server
+import Telemetry
+
+extension Settings {
+  var logDestination: LogDestination {
+    switch global.logFile {
+    case .journal: .journal
+    case .stderr: .standardError
+    case .path(let path): .file(path)
+    }
+  }
+
+  var logLevel: Logger.Level {
+    switch global.logLevel {
+    case .debug: .debug
+    case .info: .info
+    case .notice: .notice
+    case .warning: .warning
+    case .error: .error
+    case .critical: .critical
+    }
+  }
+}
+
+extension ServerSettings {
+  init(_ settings: Settings, router: Router) throws(DaemonError) {
+    let global = settings.global
+    var tls: TLSContext?
+    if let certificate = global.tlsCertificate, let key = global.tlsKey {
+      do throws(NetworkError) { tls = try TLSContext.server(certificateFile: certificate, keyFile: key) } catch {
+        throw DaemonError("\(error)", exitStatus: 78)
+      }
+    }
+    self.init(
+      hostname: global.defaultHostname, maximumMessageSize: global.maxMessageSize,
+      maximumRecipients: global.maxRecipients, maximumConnections: global.maxClientConnections,
+      maximumConnectionsPerAddress: global.maxClientConnectionsPerIP, clientTimeout: global.clientTimeout,
+      router: router, tls: tls)
+  }
+}
+
+extension DeliverySettings {
+  init(_ settings: Settings) {
+    self.init(hostname: settings.global.defaultHostname)
+    retrySchedule = RetrySchedule(settings.global.retrySchedule)
+    queueLifetime = settings.global.queueLifetime
+  }
+}
+
+extension UpstreamSettings {
+  /// The upstreams that mail can leave through. A `[domain:]` that is this relay itself is never connected to.
+  static func all(_ settings: Settings) -> [UpstreamSettings] {
+    settings.domains.values.filter { !$0.isLocal }.map { UpstreamSettings($0, settings.global) }
+  }
+
+  init(_ domain: DomainSettings, _ global: GlobalSettings) {
+    self.init(
+      name: domain.name, account: domain.relayAccount ?? domain.username ?? domain.name, host: domain.host,
+      port: domain.port, security: domain.useSSL ? .implicitTLS : domain.useStartTLS ? .startTLS : .none,
+      credential: Self.credential(domain), serverName: domain.tlsServerName, heloName: global.defaultHostname)
+    caFile = domain.tlsCAFile
+    minimumTLS = domain.tlsMinimum == .tls13 ? .tls13 : .tls12
+    maximumConnections = domain.maxConnections ?? global.maxConnections
+    messagesPerConnection = domain.messagesPerConnection
+    connectionTimeout = global.connectionTimeout
+    readTimeout = global.readTimeout
+    writeTimeout = global.writeTimeout
+    isEnabled = domain.enabled
+    if global.enableRateLimiting {
+      rate = RateLimit(
+        perMinute: domain.rateLimitPerMinute ?? global.rateLimitPerMinute, burst: global.rateLimitBurst)
+    }
+  }
+
+  private static func credential(_ domain: DomainSettings) -> Credential? {
+    guard let username = domain.username, let password = domain.password else { return nil }
+    let mechanism: Credential.Mechanism
+    switch domain.authMethod {
+    case .none: return nil
+    case .plain: mechanism = .plain
+    case .login: mechanism = .login
+    case .xoauth2: mechanism = .xoauth2
+    case .oauthBearer: mechanism = .oauthBearer
+    }
+    return Credential(mechanism: mechanism, username: username, secret: password.reveal())
+  }
+}

@@ -1,0 +1,86 @@
+// Runs a relay as a service: signals, systemd, the watchdog, and the exit status.
+
+import Configuration
+import Dispatch
+import Glibc
+import Network
+import Primitives
+
+/// The life of the process around a ``Relay``.
+public struct Supervisor: Sendable {
+  /// Reads the configuration anew; called at the start and with each SIGHUP.
+  public typealias Load = @Sendable () throws(ConfigurationError) -> (settings: Settings, warnings: [Diagnostic])
+
+  private let load: Load
+
+  public init(load: @escaping Load) { self.load = load }
+
+  private enum Event: Sendable { case reload, stop, queueFailed, tick }
+
+  /// Serves until SIGTERM or SIGINT.
+  /// - Returns: the exit status: 0, or 75 when the queue has failed and a restart has to recover it.
+  public func run() async throws -> Int32 {
+    let (events, post) = AsyncStream<Event>.makeStream()
+    let sources = Self.watchSignals { post.yield($0) }
+    defer { for source in sources { source.cancel() } }
+
+    let (settings, warnings) = try load()
+    let relay = try await Relay(settings)
+    relay.warn(warnings.map(\.description))
+    await relay.start()
+    relay.onQueueFailure { post.yield(.queueFailed) }
+    SystemdNotifier.ready(status: await relay.statusLine())
+
+    let ticker = Task {
+      // STATUS= every ten seconds; the watchdog at half its interval when that is shorter.
+      let interval = min(SystemdNotifier.watchdogInterval.map { $0 / 2 } ?? .seconds(10), .seconds(10))
+      while !Task.isCancelled {
+        try await Task.sleep(for: interval)
+        post.yield(.tick)
+      }
+    }
+    defer { ticker.cancel() }
+
+    for await event in events {
+      switch event {
+      case .tick:
+        await relay.proveProgress()
+        SystemdNotifier.watchdog()
+        SystemdNotifier.status(await relay.statusLine())
+      case .reload:
+        SystemdNotifier.reloading()
+        await reload(relay)
+        SystemdNotifier.ready(status: await relay.statusLine())
+      case .queueFailed:
+        SystemdNotifier.stopping()
+        await relay.stop(within: .seconds(5))
+        return 75
+      case .stop:
+        SystemdNotifier.stopping()
+        await relay.stop()
+        return 0
+      }
+    }
+    return 0
+  }
+
+  private func reload(_ relay: Relay) async {
+    do {
+      let (settings, warnings) = try load()
+      try await relay.reload(settings)
+      relay.warn(warnings.map(\.description))
+    } catch let error as ConfigurationError {
+      relay.reloadFailed(error.diagnostics.map(\.description))
+    } catch { relay.reloadFailed(["\(error)"]) }
+  }
+
+  private static func watchSignals(_ post: @escaping @Sendable (Event) -> Void) -> [any DispatchSourceSignal] {
+    [(SIGTERM, Event.stop), (SIGINT, .stop), (SIGHUP, .reload)].map { number, event in
+      signal(number, SIG_IGN)
+      let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+      source.setEventHandler { post(event) }
+      source.activate()
+      return source
+    }
+  }
+}

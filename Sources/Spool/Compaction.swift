@@ -1,0 +1,143 @@
+// Gives back the space of what is gone, from the oldest segment only.
+//
+// Why a removal record cannot vanish before the message it removes: a removal is written behind every copy of its
+// message (the message record, and each copy that compaction made of it before; afterwards there is nothing left to
+// copy). So all copies are in the same segment or in earlier ones. Segments are unlinked strictly oldest first, and each
+// unlink is made durable in the directory before the next. When the segment of a removal goes, everything earlier is
+// durably gone, and whatever is in the same segment goes with it in one step.
+//
+// Why a state cannot get lost: a copy is one record that holds message and latest state and replaces all earlier ones of
+// the message. There is no moment between "message copied" and "state copied". State records behind an older copy are
+// ignored by recovery once that copy is gone, and superseded as long as it is not.
+
+import Primitives
+
+extension LogWriter {
+  /// Schedules a step of compaction when it is worth it.
+  func considerCompaction() {
+    if isCompactionScheduled { return }
+    let isWorth = core.shared.withLock { s in
+      guard s.failure == nil, s.segments.count > 1, let oldest = s.segments.first else { return false }
+      if oldest.messages == 0 { return true }
+      // One segment below the promised bound of twice the live octets and two segments: while the oldest is copied, its
+      // copies are there twice. This ends: garbage in the last segment alone cannot exceed one segment, so there is
+      // garbage in others, and copying the oldest again and again reaches it.
+      return s.segments.reduce(0) { $0 + $1.size } > 2 * s.live + core.options.segmentSize
+    }
+    guard isWorth else { return }
+    isCompactionScheduled = true
+    queue.async {
+      self.isCompactionScheduled = false
+      self.compact()
+    }
+  }
+
+  /// One bounded step.
+  private func compact() {
+    let oldest = core.shared.withLock { s in s.failure == nil && s.segments.count > 1 ? s.segments.first : nil }
+    guard let oldest else { return }
+    if oldest.messages == 0 {
+      retire(oldest)
+      considerCompaction()
+      return
+    }
+    var scanner =
+      compaction ?? SegmentScanner(file: oldest.file, from: LogFormat.segmentHeaderSize, to: oldest.size)
+    do throws(QueueError) {
+      let isDone = try copy(from: oldest.number, &scanner)
+      // `nil`: no space for copies. The next commit or tick tries again; space may have been found by then.
+      guard let isDone else {
+        compaction = scanner
+        return
+      }
+      compaction = scanner
+      if isDone, core.shared.withLock({ $0.segments.first?.messages ?? 0 }) > 0 {
+        throw .corrupt(
+          file: core.segmentPath(oldest.number), offset: scanner.offset, detail: "queued messages are missing")
+      }
+    } catch {
+      return fail(error)
+    }
+    considerCompaction()
+  }
+
+  /// Copies the queued messages of the next stretch; `true` at the end of the segment, `nil` when the disk is full.
+  private func copy(from segment: UInt32, _ scanner: inout SegmentScanner) throws(QueueError) -> Bool? {
+    let stop = scanner.offset + core.options.compactionStep
+    while scanner.offset < stop {
+      let item: SegmentScanner.Item
+      do throws(DiskError) { item = try scanner.header() } catch { throw error.asQueueError }
+      switch item {
+      case .end: return true
+      case .damaged(let detail):
+        throw .corrupt(file: core.segmentPath(segment), offset: scanner.offset, detail: detail)
+      case .record(let header, let offset):
+        if header.type == RecordType.message.rawValue, let place = core.locatedForCopy(header.id, segment, offset) {
+          switch try copy(place) {
+          case .done: break
+          case .full: return nil
+          case .dead: return false
+          }
+        }
+        scanner.skip(header)
+      }
+    }
+    return false
+  }
+
+  private func copy(_ place: Located) throws(QueueError) -> Outcome {
+    let message = try core.message(place, withContent: true)
+    var record = NewRecord(id: message.id, envelope: message.envelope, state: message.state)
+    switch message.content {
+    case .bytes(let bytes): record.content = bytes
+    case .file(let content): record.file = (content.count, try core.contentCRC(place))
+    }
+    if tail + record.content.count + 4096 > core.options.segmentSize && tail > LogFormat.segmentHeaderSize {
+      let outcome = roll()
+      if outcome != .done { return outcome }
+    }
+    batch.clear()
+    let summary = Summary(record.envelope, record.state)
+    let entry = batch.add(record, summary, segment: number, tail: tail, synced: synced)
+    let outcome = writeBatch()
+    if outcome == .done { core.shared.withLock { $0.enter(entry, summary) } }
+    return outcome
+  }
+
+  /// Unlinks the oldest segment, in which no queued message is left.
+  private func retire(_ segment: Segment) {
+    compaction = nil
+    // The copies must be durable before the originals go.
+    guard sync() else { return }
+    let path = core.segmentPath(segment.number)
+    do throws(DiskError) {
+      try core.disk.unlink(path)
+      try core.disk.syncDirectory(core.segmentDirectory)
+    } catch {
+      return fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+    }
+    core.shared.withLock { s in _ = s.segments.removeFirst() }
+  }
+}
+
+extension SpoolCore {
+  /// Where to read a message whose latest record is at this place. Changes that are not in the log are left out: they
+  /// are written behind the copy.
+  func locatedForCopy(_ id: UInt64, _ segment: UInt32, _ offset: Int) -> Located? {
+    shared.withLock { s in
+      guard let entry = s.index[id], entry.segment == segment, entry.offset == UInt32(offset) else { return nil }
+      return Located(
+        entry: entry, file: s.segments[s.place(segment)].file,
+        stateFile: entry.stateSegment == 0 ? nil : s.segments[s.place(entry.stateSegment)].file)
+    }
+  }
+
+  func contentCRC(_ place: Located) throws(QueueError) -> UInt32 {
+    let bytes: [UInt8]
+    let offset = Int(place.entry.offset) + LogFormat.recordHeaderSize
+    do throws(DiskError) { bytes = try place.file.bytes(LogFormat.messageFixedSize, at: offset) } catch {
+      throw error.asQueueError
+    }
+    return bytes.withUnsafeBytes { MessageFixed($0)?.contentCRC ?? 0 }
+  }
+}

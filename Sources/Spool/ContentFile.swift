@@ -1,0 +1,144 @@
+// Contents too large for the log: a file each, written while the data arrives.
+
+import CChecksum
+import Dispatch
+import Glibc
+import Primitives
+
+/// Content in a file of its own. The file is opened at the first read, and then kept open: once open it can be read to
+/// its end even when the message is removed meanwhile.
+final class ContentFile: StoredContent {
+  let id: QueueID
+  let path: String
+  let count: Int
+  let crc: UInt32
+  private let disk: any Disk
+  private let file = Mutex<(any DiskFile)?>(nil)
+  private let wasAppended = Mutex(false)
+
+  init(id: QueueID, path: String, count: Int, crc: UInt32 = 0, disk: any Disk) {
+    self.id = id
+    self.path = path
+    self.count = count
+    self.crc = crc
+    self.disk = disk
+  }
+
+  /// Says that the file now belongs to a message; from then on `discard()` of its writer leaves it alone.
+  func adopt() -> Bool {
+    wasAppended.withLock { was in
+      defer { was = true }
+      return !was
+    }
+  }
+
+  func read(at offset: Int, count: Int) async throws(QueueError) -> [UInt8] {
+    guard offset < self.count, count > 0 else { return [] }
+    let wanted = min(count, self.count - offset)
+    let result = await ContentQueues.run(id) { () -> Result<[UInt8], QueueError> in
+      do throws(DiskError) {
+        let file = try self.opened()
+        let bytes = try file.bytes(wanted, at: offset)
+        if bytes.count < wanted {
+          return .failure(.corrupt(file: self.path, offset: offset + bytes.count, detail: "the file is too short"))
+        }
+        return .success(bytes)
+      } catch { return .failure(error.asQueueError) }
+    }
+    return try result.get()
+  }
+
+  private func opened() throws(DiskError) -> any DiskFile {
+    let result: Result<any DiskFile, DiskError> = file.withLock { known in
+      if let known { return .success(known) }
+      do throws(DiskError) {
+        let file = try disk.open(path, .existing)
+        known = file
+        return .success(file)
+      } catch { return .failure(error) }
+    }
+    return try result.get()
+  }
+}
+
+/// A few serial queues for everything about content files and for reads of the log, so that slow disks hold up neither
+/// event loops nor the writer, and the number of threads stays bounded.
+enum ContentQueues {
+  private static let queues = (0..<4).map { DispatchQueue(label: "spool.io.\($0)") }
+
+  static func queue(_ id: QueueID) -> DispatchQueue {
+    queues[Int(truncatingIfNeeded: id.rawValue &* 0x9E37_79B9_7F4A_7C15 >> 60) % queues.count]
+  }
+
+  /// Runs `work` on the queue of this message, behind what was given for it before.
+  static func run<T: Sendable>(_ id: QueueID, _ work: @escaping @Sendable () -> T) async -> T {
+    await withCheckedContinuation { continuation in
+      queue(id).async { continuation.resume(returning: work()) }
+    }
+  }
+}
+
+/// Writes `content/<id>`.
+final class ContentFileWriter: ContentWriter {
+  private struct State {
+    var offset = 0
+    var crc: UInt32 = 0
+    var content: ContentFile?
+    var isDiscarded = false
+  }
+  private let id: QueueID
+  private let path: String
+  private let directory: String
+  private let disk: any Disk
+  private let file: any DiskFile
+  /// Only the queue of this message takes the lock; what waits is at most another write of the same message.
+  private let state = Mutex(State())
+
+  init(id: QueueID, path: String, directory: String, disk: any Disk) throws(DiskError) {
+    self.id = id
+    self.path = path
+    self.directory = directory
+    self.disk = disk
+    file = try disk.open(path, .create)
+  }
+
+  func write(_ bytes: [UInt8]) async throws(QueueError) {
+    try await ContentQueues.run(id) { () -> Result<Void, QueueError> in
+      self.state.withLock { s in
+        do throws(DiskError) {
+          try self.file.writeAll(bytes, at: s.offset)
+        } catch { return .failure(error.asQueueError) }
+        s.offset += bytes.count
+        s.crc = bytes.withUnsafeBytes { LogFormat.checksum($0, after: s.crc) }
+        return .success(())
+      }
+    }.get()
+  }
+
+  func finish() async throws(QueueError) -> Content {
+    let content = try await ContentQueues.run(id) { () -> Result<ContentFile, QueueError> in
+      self.state.withLock { s in
+        do throws(DiskError) {
+          try self.file.sync()
+          try self.disk.syncDirectory(self.directory)
+        } catch { return .failure(error.asQueueError) }
+        let content = ContentFile(id: self.id, path: self.path, count: s.offset, crc: s.crc, disk: self.disk)
+        s.content = content
+        return .success(content)
+      }
+    }.get()
+    return .file(content)
+  }
+
+  func discard() async {
+    await ContentQueues.run(id) {
+      self.state.withLock { s in
+        guard !s.isDiscarded, s.content?.adopt() ?? true else { return }
+        s.isDiscarded = true
+        do throws(DiskError) { try self.disk.unlink(self.path) } catch {
+          // Recovery removes it: no message names it.
+        }
+      }
+    }
+  }
+}

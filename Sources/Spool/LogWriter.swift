@@ -1,0 +1,362 @@
+// The only one that writes to the log: group commit, rolling over to new segments, and what to do when the disk fails.
+
+import Dispatch
+import Primitives
+
+/// Writes the log, on a serial queue of its own.
+///
+/// `@unchecked Sendable` because every variable is touched only by code that runs on `queue`, which is serial; the
+/// initializer runs before anything is given to the queue.
+final class LogWriter: @unchecked Sendable {
+  enum Outcome { case done, full, dead }
+
+  let core: SpoolCore
+  let queue = DispatchQueue(label: "spool.writer")
+  let onFailure: @Sendable (QueueError) -> Void
+
+  // The last segment, where everything is written.
+  var file: any DiskFile
+  var number: UInt32
+  var tail: Int
+  /// Up to where the last segment is durable.
+  var synced: Int
+  /// The greatest identifier seen in the log.
+  var lastID: UInt64
+  var batch = RecordBatch()
+  /// Content files whose removal record is written but not yet durable.
+  var contentsToUnlink: [QueueID] = []
+  var compaction: SegmentScanner?
+  var isCompactionScheduled = false
+  private var isTickScheduled = false
+
+  // Messages of the commit at hand.
+  private var appends: [NewRecord] = []
+  private var appendIDs: Set<UInt64> = []
+  private var unacknowledged: [(record: NewRecord, entry: IndexEntry, summary: Summary)] = []
+  private var unacknowledgedBytes = 0
+
+  init(
+    core: SpoolCore, file: any DiskFile, number: UInt32, tail: Int, lastID: UInt64,
+    onFailure: @escaping @Sendable (QueueError) -> Void
+  ) {
+    self.core = core
+    self.file = file
+    self.number = number
+    self.tail = tail
+    synced = tail
+    self.lastID = lastID
+    self.onFailure = onFailure
+  }
+
+  var isDead: Bool { core.shared.withLock { $0.failure != nil } }
+
+  // MARK: Draining
+
+  /// Takes all that waits. What arrives meanwhile waits for the next round and shares its sync; the round after goes
+  /// behind whatever else the queue holds (timer, compaction), so that no load can starve them.
+  func drain() {
+    let operations = core.shared.withLock { s in
+      let taken = s.pending
+      s.pending = []
+      if taken.isEmpty { s.isDraining = false }
+      return taken
+    }
+    if operations.isEmpty { return }
+    var barriers: [(sync: Bool, done: CheckedContinuation<Result<Void, QueueError>, Never>)] = []
+    var touched: [UInt64] = []
+    for operation in operations {
+      switch operation {
+      case .append(let record): accept(record)
+      case .update(let id, let change):
+        touched.append(id.rawValue)
+        update(id, change)
+      case .remove(let id):
+        touched.append(id.rawValue)
+        if appendIDs.contains(id.rawValue) { commit() }
+        core.shared.withLock { s in
+          if s.index[id.rawValue] != nil { s.unwritten[id.rawValue] = .removed }
+        }
+      case .barrier(let sync, let done): barriers.append((sync, done))
+      }
+    }
+    commit()
+    if barriers.contains(where: \.sync) { _ = sync() }
+    let (failure, isUnwritten) = core.shared.withLock { s in
+      for id in touched {
+        let left = (s.touched[id] ?? 0) - 1
+        s.touched[id] = left > 0 ? left : nil
+      }
+      return (s.failure, !s.unwritten.isEmpty)
+    }
+    for (sync, done) in barriers {
+      if sync, let failure {
+        done.resume(returning: .failure(failure))
+      } else if sync && isUnwritten {
+        done.resume(returning: .failure(.full))
+      } else {
+        done.resume(returning: .success(()))
+      }
+    }
+    considerCompaction()
+    queue.async { self.drain() }
+  }
+
+  private func accept(_ record: NewRecord) {
+    let id = record.id.rawValue
+    let known = core.shared.withLock { s in s.index[id] != nil }
+    if known || appendIDs.contains(id) {
+      record.done?.resume(returning: .failure(.failed("message \(record.id) is already queued")))
+      return
+    }
+    appends.append(record)
+    appendIDs.insert(id)
+  }
+
+  private func update(_ id: QueueID, _ change: @Sendable (inout MessageState) -> Void) {
+    if appendIDs.contains(id.rawValue) { commit() }
+    guard !isDead, let place = core.locate(id) else { return }
+    let message: QueuedMessage
+    do throws(QueueError) { message = try core.message(place, withContent: false) } catch { return fail(error) }
+    var state = message.state
+    change(&state)
+    if state == message.state { return }
+    let isDone = message.envelope.recipients.indices.allSatisfy { state.recipients[$0] != nil }
+    let result: Unwritten =
+      isDone && state.deadReason == nil ? .removed : .state(state, Summary(message.envelope, state))
+    core.shared.withLock { $0.unwritten[id.rawValue] = result }
+  }
+
+  // MARK: Committing
+
+  /// Writes all messages and changes; syncs and acknowledges when there were messages.
+  private func commit() {
+    var next = 0
+    var outcome = Outcome.done
+    while next < appends.count, outcome == .done {
+      outcome = isDead ? .dead : writeMessages(&next)
+    }
+    let refused = appends[next...]
+    appends = []
+    appendIDs.removeAll(keepingCapacity: true)
+    if outcome != .dead, writeChanges() == .full { scheduleTick() }
+    if !unacknowledged.isEmpty { acknowledge() }
+    if !refused.isEmpty {
+      let error = core.shared.withLock { $0.failure } ?? .full
+      for record in refused { record.done?.resume(returning: .failure(error)) }
+    }
+    if synced < tail { scheduleTick() }
+  }
+
+  /// Writes some of the messages; counts `next` up by those that are written.
+  private func writeMessages(_ next: inout Int) -> Outcome {
+    // Encodes what fits into the segment; the first record always fits into a fresh one.
+    batch.clear()
+    var written: [(record: NewRecord, entry: IndexEntry, summary: Summary)] = []
+    let segmentSize = core.options.segmentSize
+    while next + written.count < appends.count, batch.count < RecordBatch.limit,
+      batch.size + unacknowledgedBytes < core.options.batchSize
+    {
+      let record = appends[next + written.count]
+      let room = segmentSize - tail - batch.size
+      // An upper bound for the envelope would need encoding it; content and a page are near enough.
+      if record.content.count + 4096 > room && (tail > LogFormat.segmentHeaderSize || !written.isEmpty) {
+        if written.isEmpty {
+          let outcome = roll()
+          if outcome != .done { return outcome }
+          continue
+        }
+        break
+      }
+      let summary = Summary(record.envelope, record.state)
+      let entry = batch.add(record, summary, segment: number, tail: tail, synced: synced)
+      written.append((record, entry, summary))
+    }
+    if written.isEmpty {
+      acknowledge()
+      return isDead ? .dead : .done
+    }
+    let outcome = writeBatch()
+    guard outcome == .done else { return outcome }
+    next += written.count
+    unacknowledgedBytes += batch.size
+    unacknowledged += written
+    if unacknowledgedBytes >= core.options.batchSize { acknowledge() }
+    return isDead ? .dead : .done
+  }
+
+  /// Syncs, enters the written messages into the index and wakes their senders.
+  private func acknowledge() {
+    let written = unacknowledged
+    unacknowledged = []
+    unacknowledgedBytes = 0
+    if sync() {
+      core.shared.withLock { s in
+        s.commits += 1
+        for (_, entry, summary) in written { s.enter(entry, summary) }
+      }
+      for (record, _, _) in written {
+        lastID = max(lastID, record.id.rawValue)
+        record.done?.resume(returning: .success(()))
+      }
+    } else {
+      let error = core.shared.withLock { $0.failure } ?? .failed("the log could not be synced")
+      for (record, _, _) in written { record.done?.resume(returning: .failure(error)) }
+    }
+  }
+
+  /// Writes the changes of state that are not in the log yet.
+  private func writeChanges() -> Outcome {
+    while true {
+      if isDead { return .dead }
+      let changes = core.shared.withLock { s in s.unwritten.isEmpty ? [] : Array(s.unwritten.prefix(512)) }
+      if changes.isEmpty { return .done }
+      if tail >= core.options.segmentSize {
+        let outcome = roll()
+        if outcome != .done { return outcome }
+      }
+      batch.clear()
+      let places = changes.map { batch.add($0.value, $0.key, synced: synced) }
+      let start = tail
+      let outcome = writeBatch()
+      guard outcome == .done else { return outcome }
+      core.shared.withLock { s in
+        for ((id, change), place) in zip(changes, places) {
+          s.unwritten[id] = nil
+          switch change {
+          case .removed:
+            if let entry = s.forget(id), entry.hasFile { contentsToUnlink.append(QueueID(rawValue: id)) }
+          case .state(_, let summary):
+            s.enterState(id, segment: number, offset: start + place.offset, payload: place.payload, summary)
+          }
+        }
+      }
+    }
+  }
+
+  // MARK: The disk
+
+  /// Writes the batch behind the tail. When there is no space, the tail is put back to where it was: otherwise parts of
+  /// refused messages could be found behind later ones.
+  func writeBatch() -> Outcome {
+    do throws(DiskError) {
+      try batch.write(to: file, at: tail)
+    } catch {
+      guard error.isFull else {
+        fail(error.asQueueError)
+        return .dead
+      }
+      do throws(DiskError) {
+        try file.truncate(to: tail)
+      } catch {
+        fail(error.asQueueError)
+        return .dead
+      }
+      // The truncation must be durable too, or leftovers of this batch might line up behind later records.
+      core.shared.withLock { $0.syncs += 1 }
+      do throws(DiskError) { try file.sync() } catch {
+        fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+        return .dead
+      }
+      synced = tail
+      durable()
+      return .full
+    }
+    tail += batch.size
+    core.shared.withLock { s in s.segments[s.segments.count - 1].size = tail }
+    return .done
+  }
+
+  /// Makes everything written durable; `false` when that failed, now or earlier.
+  func sync() -> Bool {
+    if isDead { return false }
+    if synced < tail {
+      core.shared.withLock { $0.syncs += 1 }
+      do throws(DiskError) { try file.sync() } catch {
+        // Never tried again: the kernel may have dropped the pages and would report success the second time.
+        fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+        return false
+      }
+      synced = tail
+    }
+    durable()
+    return true
+  }
+
+  private func durable() {
+    let gone = contentsToUnlink
+    contentsToUnlink = []
+    for id in gone {
+      let path = core.contentPath(id.rawValue)
+      let disk = core.disk
+      ContentQueues.queue(id).async {
+        // Should this fail, recovery removes the file: no message names it.
+        do throws(DiskError) { try disk.unlink(path) } catch {}
+      }
+    }
+  }
+
+  /// Goes on in a new segment. The old one is made durable first, so that only the last can ever end in a torn record.
+  func roll() -> Outcome {
+    guard sync() else { return .dead }
+    let path = core.segmentPath(number + 1)
+    lastID = max(lastID, core.shared.withLock { $0.index.lastID })
+    let header = SegmentHeader(number: number + 1, lastID: lastID).encoded()
+    let fresh: any DiskFile
+    do throws(DiskError) {
+      fresh = try core.disk.open(path, .create)
+      try fresh.writeAll(header, at: 0)
+    } catch {
+      guard error.isFull else {
+        fail(error.asQueueError)
+        return .dead
+      }
+      // An empty last segment does no harm to recovery, and the next attempt empties it again.
+      do throws(DiskError) { try core.disk.unlink(path) } catch {}
+      return .full
+    }
+    core.shared.withLock { $0.syncs += 1 }
+    do throws(DiskError) {
+      try fresh.sync()
+      try core.disk.syncDirectory(core.segmentDirectory)
+    } catch {
+      fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+      return .dead
+    }
+    file = fresh
+    number += 1
+    tail = header.count
+    synced = tail
+    core.shared.withLock { $0.segments.append(Segment(number: number, file: fresh, size: tail)) }
+    return .done
+  }
+
+  /// Stops the spool for good.
+  func fail(_ error: QueueError) {
+    let isFirst = core.shared.withLock { s in
+      if s.failure != nil { return false }
+      s.failure = error
+      return true
+    }
+    if isFirst { onFailure(error) }
+  }
+
+  // MARK: The timer
+
+  private func scheduleTick() {
+    if isTickScheduled { return }
+    isTickScheduled = true
+    let wait = DispatchTimeInterval.nanoseconds(Int(clamping: core.options.syncInterval.nanoseconds))
+    queue.asyncAfter(deadline: .now() + wait) { self.tick() }
+  }
+
+  /// Syncs what no commit has synced, and tries again to write what found no space.
+  private func tick() {
+    isTickScheduled = false
+    if isDead { return }
+    let outcome = writeChanges()
+    if outcome == .dead { return }
+    _ = sync()
+    considerCompaction()
+    if outcome == .full { scheduleTick() }
+  }
+}

@@ -1,0 +1,76 @@
+// `status`: how the daemon is, on one screen.
+
+import ArgumentParser
+import CommandLineTools
+import Configuration
+import Daemon
+
+struct StatusCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "status", abstract: "Show the state of the daemon, its queue and its accounts.",
+    discussion: """
+      Exit status 0 when the daemon is ready, also while an account is on hold; 69 when it does not run, or is \
+      stopping or has failed.
+      """)
+  @OptionGroup var options: ConfigurationOptions
+  @OptionGroup var output: JSONOption
+
+  func run() async throws {
+    let report: StatusReport = try options.adminClient().call("GET", AdminPath.status)
+    if output.json { try Terminal.printJSON(report) } else { Self.show(report) }
+    if report.state != "ready" { throw CommandFailure(.unavailable, "the daemon is not ready: \(report.state)") }
+  }
+
+  private static func show(_ report: StatusReport) {
+    var facts = TextTable(columnCount: 2)
+    facts.append(["daemon", "\(report.state), version \(report.version), pid \(report.pid)"])
+    facts.append(["up", "\(Quantity.age(report.uptimeSeconds)), since \(report.startedAt)"])
+    facts.append(["listening", "\(report.listeners.joined(separator: ", ")) as \(report.hostname)"])
+    facts.append([
+      "queue",
+      "\(Quantity.count(report.queueMessages, "message")), \(Quantity.size(report.queueBytes)) "
+        + "(\(Quantity.size(report.queueDiskBytes)) on disk)",
+    ])
+    facts.append([
+      "sessions", "\(report.sessions) now, \(report.sessionsTotal) in all, \(report.sessionsRefused) refused",
+    ])
+    facts.append([
+      "messages", "\(report.accepted) accepted, \(report.refused) refused",
+    ])
+    Terminal.print(facts.lines())
+    if report.accounts.isEmpty { return print("\nno accounts: there is no upstream [domain:] in the configuration") }
+    print("")
+    var table = TextTable([
+      ("DOMAIN", .left), ("STATE", .left), ("QUEUED", .right), ("ACTIVE", .right), ("CONN", .right),
+      ("RATE", .left), ("DELIVERED", .right), ("DEFERRED", .right), ("FAILED", .right), ("IN DOUBT", .right),
+    ])
+    for account in report.accounts {
+      var rate = account.ratePerMinute.map { "\($0)/min" } ?? "no limit"
+      if let tokens = account.tokens { rate += ", \(tokens) at once" }
+      table.append([
+        account.name, account.state, "\(account.queued)", "\(account.active)",
+        "\(account.connections)/\(account.maximumConnections)", rate, "\(account.delivered)", "\(account.deferred)",
+        "\(account.failed)", "\(account.inDoubt)",
+      ])
+    }
+    Terminal.print(table.lines())
+    for account in report.accounts { Terminal.print(notes(on: account)) }
+  }
+
+  /// Why an account does not send and what to do about it; nothing for one that does.
+  private static func notes(on account: StatusReport.Account) -> [String] {
+    var lines: [String] = []
+    if let reason = account.reason {
+      let since = account.heldSince.map { " since \($0)" } ?? ""
+      lines.append("")
+      lines.append("\(account.name) (\(account.account) at \(account.upstream)): \(account.state)\(since)")
+      lines.append("  \(TerminalText.clean(reason))")
+      if let next = account.nextTry { lines.append("  next try: \(next)") }
+      if let advice = account.advice { lines.append("  → \(advice)") }
+    } else if let error = account.lastError {
+      lines.append("")
+      lines.append("\(account.name): last error: \(TerminalText.clean(error))")
+    }
+    return lines
+  }
+}

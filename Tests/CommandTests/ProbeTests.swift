@@ -1,0 +1,112 @@
+// The probe against a stand-in for Gmail that works, and that fails in the ways upstreams do.
+
+import CommandLineTools
+import Delivery
+import Network
+import Primitives
+import Sandbox
+import Testing
+
+@Suite struct ProbeTests {
+  private func probe(
+    _ gmail: Gmail, security: TransportSecurity = .startTLS, password: String = Gmail.password,
+    mechanism: Credential.Mechanism = .plain, port: UInt16? = nil, serverName: String = "localhost", trusts: Bool = true
+  ) async throws -> ProbeReport {
+    var target = ProbeTarget(
+      domain: "dreamlikelabs.com", account: Gmail.user, host: "127.0.0.1", port: port ?? gmail.upstream.endpoint.port,
+      security: security, login: .init(mechanism: mechanism, username: Gmail.user, secret: password),
+      serverName: serverName, heloName: "mailer.dreamlikelabs.com")
+    target.caFile = trusts ? gmail.caFile : nil
+    target.timeout = .seconds(5)
+    let report = await UpstreamProbe(target).run(on: Gmail.clientLoop)
+    await gmail.stop()
+    return report
+  }
+
+  @Test(arguments: [Credential.Mechanism.plain, .login])
+  func everyStepPassesAgainstAHealthyUpstream(mechanism: Credential.Mechanism) async throws {
+    let gmail = try await Gmail()
+    let report = try await probe(gmail, mechanism: mechanism)
+    #expect(report.ok)
+    #expect(report.status == .success)
+    #expect(report.steps.map(\.name) == [.dns, .tcp, .banner, .ehlo, .starttls, .certificate, .ehlo, .auth])
+    #expect(gmail.upstream.statistics.messages == 0)
+    #expect(!report.lines().joined().contains(Gmail.password))
+  }
+
+  @Test func tlsFromTheFirstByteIsProbedBeforeTheBanner() async throws {
+    let gmail = try await Gmail(implicitTLS: true)
+    let port = gmail.upstream.implicitTLSEndpoint.port
+    let report = try await probe(gmail, security: .implicitTLS, port: port)
+    #expect(report.ok)
+    #expect(report.steps.map(\.name) == [.dns, .tcp, .tls, .certificate, .banner, .ehlo, .auth])
+  }
+
+  @Test func aWrongPasswordNamesTheAppPassword() async throws {
+    let report = try await probe(Gmail(), password: "wrong")
+    #expect(report.status == .configuration)
+    #expect(report.steps.last?.name == .auth)
+    #expect(report.steps.last?.detail.hasPrefix("535 5.7.8") == true)
+    #expect(report.steps.last?.advice?.contains("app password") == true)
+  }
+
+  @Test func tooManyLoginsAreWorthWaitingFor() async throws {
+    let report = try await probe(Gmail([.rejectAuth("454 4.7.0 Too many login attempts")]))
+    #expect(report.status == .tryAgain)
+    #expect(report.steps.last?.name == .auth)
+  }
+
+  @Test func aCertificateOfAnotherNameEndsTheProbeBeforeAnySecret() async throws {
+    let gmail = try await Gmail()
+    let report = try await probe(gmail, serverName: "smtp.gmail.com")
+    #expect(report.status == .configuration)
+    #expect(report.steps.last?.name == .certificate)
+    #expect(gmail.upstream.statistics.authentications + gmail.upstream.statistics.authenticationFailures == 0)
+  }
+
+  @Test func anUnknownAuthorityEndsTheProbeBeforeAnySecret() async throws {
+    let gmail = try await Gmail()
+    let report = try await probe(gmail, trusts: false)
+    #expect(report.steps.last?.name == .certificate)
+    #expect(gmail.upstream.statistics.authentications + gmail.upstream.statistics.authenticationFailures == 0)
+  }
+
+  @Test func aStrippedSTARTTLSEndsTheProbeBeforeAnySecret() async throws {
+    let gmail = try await Gmail([.stripSTARTTLS])
+    let report = try await probe(gmail)
+    #expect(report.status == .configuration)
+    #expect(report.steps.last?.name == .starttls)
+    #expect(gmail.upstream.statistics.credentialsInClear == 0)
+  }
+
+  @Test func aRefusingPortIsTemporary() async throws {
+    let gmail = try await Gmail()
+    // Binding the probe's port and closing it leaves a port that nobody listens on.
+    let free = try Listener(bindingTo: #require(Endpoint("127.0.0.1:0")))
+    let port = free.endpoint.port
+    free.close()
+    let report = try await probe(gmail, port: port)
+    #expect(report.status == .tryAgain)
+    #expect(report.steps.last?.name == .tcp)
+    #expect(report.steps.last?.advice != nil)
+  }
+
+  @Test func aNameThatDoesNotExistIsAMistakeAndSilenceIsNot() async throws {
+    struct Table: AddressSource {
+      let error: NetworkError
+      func addresses(of name: String) async throws(NetworkError) -> AddressAnswer { throw error }
+    }
+    let target = ProbeTarget(
+      domain: "d", account: "a", host: "smtp.example.invalid", port: 587, security: .startTLS, login: nil,
+      heloName: "h")
+    let loop = Gmail.clientLoop
+    let unknown = await UpstreamProbe(
+      target, names: Table(error: .resolution("the name smtp.example.invalid does not exist"))
+    ).run(on: loop)
+    #expect(unknown.status == .configuration)
+    let silent = await UpstreamProbe(
+      target, names: Table(error: .resolution("no name server answered for smtp.example.invalid"))
+    ).run(on: loop)
+    #expect(silent.status == .tryAgain)
+  }
+}

@@ -1,0 +1,98 @@
+// The rules of delivery that need no network: the bucket, the schedule, the meaning of replies.
+
+import Delivery
+import Primitives
+import SMTP
+import Testing
+
+@Suite struct TokenBucketTests {
+  @Test func windowNeverHoldsMoreThanRateAndBurst() {
+    let start = MonotonicInstant(nanoseconds: 0)
+    var bucket = TokenBucket(perMinute: 100, burst: 10, now: start)
+    var taken = 0
+    // Somebody asks every 10 ms for three minutes.
+    for step in 0..<18_000 where bucket.reserve(now: start + .milliseconds(10 * step)) == nil { taken += 1 }
+    #expect(taken == 310 || taken == 309)
+  }
+
+  @Test func refusalSaysWhenToAskAgain() throws {
+    let start = MonotonicInstant(nanoseconds: 0)
+    var bucket = TokenBucket(perMinute: 60, burst: 1, now: start)
+    #expect(bucket.reserve(now: start) == nil)
+    let answer = bucket.reserve(now: start)
+    let again = try #require(answer)
+    #expect(again - start >= .milliseconds(999) && again - start <= .milliseconds(1001))
+    #expect(bucket.reserve(now: again) == nil)
+  }
+
+  @Test func refundedTokenCanBeTaken() {
+    let start = MonotonicInstant(nanoseconds: 0)
+    var bucket = TokenBucket(perMinute: 1, burst: 1, now: start)
+    #expect(bucket.reserve(now: start) == nil)
+    bucket.refund()
+    #expect(bucket.reserve(now: start) == nil)
+    #expect(bucket.reserve(now: start) != nil)
+  }
+
+  @Test func reloadIsNoWayAroundTheLimit() {
+    let start = MonotonicInstant(nanoseconds: 0)
+    var bucket = TokenBucket(perMinute: 1, burst: 5, now: start)
+    for _ in 0..<5 { #expect(bucket.reserve(now: start) == nil) }
+    bucket.change(perMinute: 1, burst: 50, now: start)
+    #expect(bucket.reserve(now: start) != nil)
+  }
+}
+
+@Suite struct RetryScheduleTests {
+  @Test(arguments: [(1, 60), (2, 300), (3, 900), (7, 14400), (8, 14400), (100, 14400)])
+  func stepsFollowEachOtherAndTheLastRepeats(attempt: Int, seconds: Int) {
+    #expect(RetrySchedule.standard.delay(afterAttempt: attempt, random: 0.5) == .seconds(seconds))
+  }
+
+  @Test func jitterStaysWithinATenth() {
+    #expect(RetrySchedule.standard.delay(afterAttempt: 1, random: 0) == .seconds(54))
+    #expect(RetrySchedule.standard.delay(afterAttempt: 1, random: 1) == .seconds(66))
+  }
+
+  @Test func patienceIsTheSumOfTheWaits() {
+    #expect(RetrySchedule.standard.patience(afterAttempts: 0) == .zero)
+    #expect(RetrySchedule.standard.patience(afterAttempts: 2) == .seconds(360))
+    #expect(RetrySchedule.standard.patience(afterAttempts: 8) == .seconds(28_260 + 14_400))
+  }
+}
+
+@Suite struct ReplyMeaningTests {
+  static let table: [(Int, String?, String, Stage, ReplyMeaning)] = [
+    (421, "4.3.0", "Temporary System Problem", .mail, .connectionLost),
+    (421, "4.7.0", "Try again later", .recipient, .connectionLost),
+    (421, "4.7.28", "unusual rate of unsolicited mail", .content, .accountHeld(.slowDown)),
+    (450, "4.2.1", "The user is receiving mail too quickly", .recipient, .recipientLater),
+    (450, "4.2.1", "Peak SMTP relay limit exceeded for customer", .mail, .accountHeld(.slowDown)),
+    (452, "4.2.2", "The email account is over quota", .recipient, .recipientLater),
+    (454, "4.7.0", "Too many login attempts", .authentication, .accountHeld(.tooManyLogins)),
+    (534, "5.7.9", "Application-specific password required", .authentication, .accountHeld(.loginRefused)),
+    (535, "5.7.8", "Username and Password not accepted", .authentication, .accountHeld(.badCredentials)),
+    (530, "5.7.0", "Authentication Required", .mail, .accountHeld(.loginRefused)),
+    (550, "5.4.5", "Daily user sending limit exceeded", .mail, .accountHeld(.dailyLimit)),
+    (550, "5.7.1", "Daily SMTP relay limit exceeded for customer", .mail, .accountHeld(.dailyLimit)),
+    (550, "5.7.0", "Mail relay denied", .mail, .accountHeld(.relayDenied)),
+    (550, "5.7.1", "Invalid credentials for relay", .mail, .accountHeld(.relayDenied)),
+    (550, "5.1.1", "The email account does not exist", .recipient, .recipientFailed),
+    (550, "5.2.1", "The email account is disabled", .recipient, .recipientFailed),
+    (550, "5.7.1", "Our system has detected that this message is likely unsolicited mail", .content, .messageFailed),
+    (552, "5.7.0", "blocked content", .content, .messageFailed),
+    (552, "5.3.4", "message exceeds the size limit", .mail, .messageFailed),
+    (554, "5.6.0", "Mail message is malformed", .content, .messageFailed),
+    (550, "5.7.26", "unauthenticated email is not accepted", .content, .messageFailed),
+    (501, "5.5.2", "Syntax error", .mail, .ourFault),
+    (503, "5.5.1", "Bad sequence of commands", .data, .ourFault),
+    (504, "5.7.4", "Unrecognized Authentication Type", .authentication, .accountHeld(.loginRefused)),
+    (451, nil, "try later", .content, .messageLater),
+    (550, nil, "no", .recipient, .recipientFailed),
+  ]
+
+  @Test(arguments: table)
+  func replyHasItsScope(code: Int, status: String?, text: String, stage: Stage, meaning: ReplyMeaning) {
+    #expect(ReplyMeaning(of: Reply(code, status, text), at: stage) == meaning)
+  }
+}

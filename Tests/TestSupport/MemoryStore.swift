@@ -1,0 +1,89 @@
+// A queue in memory, for tests of what stands around it.
+
+import Primitives
+import Spool
+
+public final class MemoryStore: QueueStore {
+  private struct State {
+    var messages: [QueueID: QueuedMessage] = [:]
+    var removed: [QueueID] = []
+    var last: UInt64 = 0
+    var error: QueueError?
+  }
+  private let state = Mutex(State())
+
+  public init() {}
+
+  /// While set, nothing is taken.
+  public func fail(with error: QueueError?) { state.withLock { $0.error = error } }
+
+  public var messages: [QueueID: QueuedMessage] { state.withLock { $0.messages } }
+  public var removed: [QueueID] { state.withLock { $0.removed } }
+
+  public func nextID() -> QueueID {
+    state.withLock { state in
+      state.last += 1
+      return QueueID(rawValue: state.last)
+    }
+  }
+
+  public func append(_ id: QueueID, _ envelope: Envelope, _ content: Content) async throws(QueueError) {
+    let error = state.withLock { state in
+      if state.error == nil {
+        state.messages[id] = QueuedMessage(id: id, envelope: envelope, state: MessageState(), content: content)
+      }
+      return state.error
+    }
+    if let error { throw error }
+  }
+
+  public func makeContentWriter(for id: QueueID) async throws(QueueError) -> any ContentWriter {
+    if let error = state.withLock({ $0.error }) { throw error }
+    return MemoryWriter()
+  }
+
+  public func read(_ id: QueueID) async throws(QueueError) -> QueuedMessage? { state.withLock { $0.messages[id] } }
+
+  public func readEnvelope(_ id: QueueID) async throws(QueueError) -> (Envelope, MessageState)? {
+    state.withLock { $0.messages[id].map { ($0.envelope, $0.state) } }
+  }
+
+  public func update(_ id: QueueID, _ change: @escaping @Sendable (inout MessageState) -> Void) {
+    state.withLock { state in
+      guard var message = state.messages[id] else { return }
+      change(&message.state)
+      let isDone = message.envelope.recipients.indices.allSatisfy { message.state.recipients[$0] != nil }
+      if isDone, message.state.deadReason == nil {
+        state.messages[id] = nil
+        state.removed.append(id)
+      } else {
+        state.messages[id] = message
+      }
+    }
+  }
+
+  public func remove(_ id: QueueID) {
+    state.withLock { state in
+      state.messages[id] = nil
+      state.removed.append(id)
+    }
+  }
+
+  public func flush() async throws(QueueError) {}
+  public func entries(startingAfter: QueueID?, limit: Int) async -> [QueueEntry] { [] }
+  public var statistics: QueueStatistics { QueueStatistics(messages: 0, liveBytes: 0, segments: 0, diskBytes: 0, commits: 0, syncs: 0) }
+}
+
+/// Collects a large content.
+final class MemoryWriter: ContentWriter {
+  private let bytes = Mutex<[UInt8]>([])
+  func write(_ piece: [UInt8]) async throws(QueueError) { bytes.withLock { $0 += piece } }
+  func finish() async throws(QueueError) -> Content { .file(MemoryContent(bytes: bytes.withLock { $0 })) }
+  func discard() async {}
+}
+
+struct MemoryContent: StoredContent {
+  let bytes: [UInt8]
+  var count: Int { bytes.count }
+  func read(at offset: Int, count: Int) async throws(QueueError) -> [UInt8] { Array(bytes[offset..<(offset + count)]) }
+}
