@@ -119,13 +119,13 @@ struct CrossChecks {
   ) {
     checkExists(mapping.domain, "domain", reader, settings, &findings)
     guard let domain = settings.domains[mapping.domain] else { return }
-    if let account = reader.text("smtp_account"), !account.isEmpty,
-      account.lowercased() != domain.relayAccount.lowercased()
+    if let account = reader.text("smtp_account"), !account.isEmpty, let relay = domain.relayAccount,
+      account.lowercased() != relay.lowercased()
     {
       findings.error(
         reader.place("smtp_account"),
         "smtp_account \(quoted(account)) is not the relay_account of [domain:\(domain.name)], "
-          + "which is \(quoted(domain.relayAccount))")
+          + "which is \(quoted(relay))")
     }
     if !domain.enabled {
       findings.warning(

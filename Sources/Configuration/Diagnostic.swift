@@ -18,10 +18,13 @@ public enum Origin: Sendable, Hashable, CustomStringConvertible {
 
 /// One thing that is wrong, or worth knowing, and its place.
 public struct Diagnostic: Sendable, Hashable, CustomStringConvertible {
+  public enum Severity: String, Sendable { case error, warning }
+  public var severity: Severity
   public var origin: Origin
   public var message: String
 
-  public init(_ origin: Origin, _ message: String) {
+  public init(_ severity: Severity, _ origin: Origin, _ message: String) {
+    self.severity = severity
     self.origin = origin
     self.message = message
   }
@@ -52,12 +55,12 @@ struct Findings {
   var files: [String] = []
 
   mutating func error(_ origin: Origin, _ message: String) {
-    let diagnostic = Diagnostic(origin, message)
+    let diagnostic = Diagnostic(.error, origin, message)
     if !errors.contains(diagnostic) { errors.append(diagnostic) }
   }
 
   mutating func warning(_ origin: Origin, _ message: String) {
-    let diagnostic = Diagnostic(origin, message)
+    let diagnostic = Diagnostic(.warning, origin, message)
     if !warnings.contains(diagnostic) { warnings.append(diagnostic) }
   }
 

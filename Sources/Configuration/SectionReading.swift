@@ -115,8 +115,9 @@ extension DomainSettings {
     authMethod = reader.choice("auth_method", default: .none, &findings)
     let account = reader.optionalString("relay_account", &findings)
     username = reader.optionalString("username", &findings)
-    relayAccount = account ?? username ?? name
-    if account == nil { reader.describe("relay_account", relayAccount, origin: .default) }
+    let effective = account ?? username ?? name
+    relayAccount = effective
+    if account == nil { reader.describe("relay_account", effective, origin: .default) }
     readSecurity(&reader, port: port ?? server.port, &findings)
     if let port, let other = server.port, port != other {
       findings.error(

@@ -27,7 +27,7 @@ public struct GlobalSettings: Sendable {
   public var usersDir = ""
   public var mappingsDir = ""
   public var sslDir = ""
-  public var logFile = LogDestination.journal
+  public var logFile = LogFile.journal
   public var logLevel = LogLevel.info
   /// Upstream connections per relay account, at most.
   public var maxConnections = 10
@@ -75,7 +75,8 @@ public struct DomainSettings: Sendable {
   public var host = ""
   public var port: UInt16 = 25
   public var authMethod = AuthMethod.none
-  public var relayAccount = ""
+  /// As it was set, else ``username``, else ``name``.
+  public var relayAccount: String?
   public var username: String?
   /// From whichever source gave it; nil without AUTH.
   public var password: Secret?

@@ -15,7 +15,7 @@ public struct Secret: Sendable, Equatable, CustomStringConvertible, CustomDebugS
 }
 
 /// Where the log goes.
-public enum LogDestination: Sendable, Hashable, CustomStringConvertible {
+public enum LogFile: Sendable, Hashable, CustomStringConvertible {
   case journal
   case stderr
   case path(String)

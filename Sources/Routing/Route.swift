@@ -14,39 +14,42 @@ public enum ClientStanding: Sendable, Hashable {
   var mayRelay: Bool { self != .untrusted }
 }
 
-/// Why a route was chosen.
-public enum RouteRule: Sendable, Hashable, CustomStringConvertible {
-  /// The mapping of this name matches the recipient.
-  case mapping(String)
-  /// The recipient is a postmaster; the mapping of this name takes mail for `default_from`.
-  case postmaster(String)
-  /// The mapping of this name matches the sender.
-  case senderMapping(String)
-  case senderDomain
-  case recipientDomain
-  case defaultDomain
-
-  public var description: String {
-    switch self {
-    case .mapping(let name): "[mapping:\(name)] matches the recipient"
-    case .postmaster(let name): "[mapping:\(name)] of default_from takes mail for the postmaster"
-    case .senderMapping(let name): "[mapping:\(name)] matches the sender"
-    case .senderDomain: "the [domain:] of the sender"
-    case .recipientDomain: "the [domain:] of the recipient"
-    case .defaultDomain: "default_domain"
-    }
-  }
-}
-
 /// Where one recipient's mail goes, and who carries it.
 public struct Route: Sendable, Hashable {
+  /// Why a route was chosen.
+  public enum Rule: Sendable, Hashable, CustomStringConvertible {
+    /// The mapping of this name matches the recipient.
+    case mapping(String)
+    /// The recipient is a postmaster; the mapping of this name takes mail for `default_from`.
+    case postmaster(String)
+    /// The mapping of this name matches the sender.
+    case senderMapping(String)
+    case senderDomain
+    case recipientDomain
+    case defaultDomain
+
+    /// The rule in words, as ``description``.
+    public var rawValue: String { description }
+
+    public var description: String {
+      switch self {
+      case .mapping(let name): "[mapping:\(name)] matches the recipient"
+      case .postmaster(let name): "[mapping:\(name)] of default_from takes mail for the postmaster"
+      case .senderMapping(let name): "[mapping:\(name)] matches the sender"
+      case .senderDomain: "the [domain:] of the sender"
+      case .recipientDomain: "the [domain:] of the recipient"
+      case .defaultDomain: "default_domain"
+      }
+    }
+  }
+
   /// The address for RCPT at the upstream.
   public var address: Mailbox
   /// The lowercased name of the `[domain:]` that carries the mail; never a local one.
   public var account: String
-  public var rule: RouteRule
+  public var rule: Rule
 
-  public init(address: Mailbox, account: String, rule: RouteRule) {
+  public init(address: Mailbox, account: String, rule: Rule) {
     self.address = address
     self.account = account
     self.rule = rule

@@ -132,7 +132,7 @@ public struct Router: Sendable {
   /// Who carries mail of a client that may relay.
   private func carrier(
     _ recipient: Mailbox, _ sender: ReversePath, _ trace: inout Trace
-  ) -> (account: String, rule: RouteRule)? {
+  ) -> (account: String, rule: Route.Rule)? {
     if let mailbox = sender.mailbox {
       if let mapping = mappings.match(mailbox)?.value, upstreams.contains(mapping.domain) {
         return (mapping.domain, .senderMapping(mapping.name))
@@ -152,7 +152,7 @@ public struct Router: Sendable {
 
   /// All that a matching mapping leads to; a refusal when one of the ways ends nowhere, for mail must not shrink silently.
   private func expand(
-    _ match: AddressTable<MappingSettings>.Match, rule: RouteRule, _ trace: inout Trace
+    _ match: AddressTable<MappingSettings>.Match, rule: Route.Rule, _ trace: inout Trace
   ) -> Decision {
     var routes: [Route] = []
     var budget = Self.maximumTargets
@@ -161,7 +161,7 @@ public struct Router: Sendable {
   }
 
   private func follow(
-    _ match: AddressTable<MappingSettings>.Match, _ rule: RouteRule, depth: Int, _ budget: inout Int,
+    _ match: AddressTable<MappingSettings>.Match, _ rule: Route.Rule, depth: Int, _ budget: inout Int,
     _ routes: inout [Route], _ trace: inout Trace
   ) -> Reply? {
     budget -= match.value.to.count

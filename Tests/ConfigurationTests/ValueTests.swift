@@ -51,10 +51,10 @@ import Testing
   }
 
   @Test(arguments: [
-    ("journal", LogDestination.journal), ("stderr", .stderr), ("/var/log/x.log", .path("/var/log/x.log")),
+    ("journal", LogFile.journal), ("stderr", .stderr), ("/var/log/x.log", .path("/var/log/x.log")),
     ("x.log", .path("/c/x.log")),
   ])
-  func logGoesToTheJournalToStderrOrToAFile(text: String, destination: LogDestination) throws {
+  func logGoesToTheJournalToStderrOrToAFile(text: String, destination: LogFile) throws {
     #expect(try global("log_file = \(text)").logFile == destination)
   }
 
