@@ -137,6 +137,13 @@ public final class Delivery: Sendable {
 
   private var all: [Account] { state.withLock { Array($0.accounts.values) } }
 
+  /// The messages that are under way now.
+  public func messagesUnderWay() async -> Set<QueueID> {
+    var result: Set<QueueID> = []
+    for account in all { result.formUnion(await account.messagesUnderWay) }
+    return result
+  }
+
   public func snapshots() async -> [AccountSnapshot] {
     var result: [AccountSnapshot] = []
     for account in all { result.append(await account.snapshot()) }

@@ -265,7 +265,8 @@ actor Session {
     await finish(receiver)
   }
 
-  private func read(_ stream: ByteStream, _ count: Int, _ body: (UnsafeRawBufferPointer) -> Void) async
+  private func read(_ stream: ByteStream, _ count: Int, _ body: (UnsafeRawBufferPointer) -> Void)
+    async
     throws(NetworkError)
   {
     var left = count
