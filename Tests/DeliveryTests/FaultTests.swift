@@ -8,7 +8,14 @@ import Spool
 import TestSupport
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct FaultTests {  @Test func idleConnectionThatNeedsAResetIsResetOnceWithoutPipelining() async throws {
+@Suite(.timeLimit(.minutes(2))) struct FaultTests {
+  private func enable(_ bench: Bench) async {
+    var enabled = bench.settings
+    enabled.isEnabled = true
+    await bench.delivery.configure([enabled], DeliverySettings(hostname: "mailer.example.test"))
+  }
+
+  @Test func idleConnectionThatNeedsAResetIsResetOnceWithoutPipelining() async throws {
     let bench = try await Bench([.noChunking, .noPipelining, .recipient("slow@", "450 4.2.1 no", times: 1)]) {
       $0.maximumConnections = 1
     }
@@ -21,11 +28,112 @@ import Testing
     await bench.end()
   }
 
+  @Test func messageThatCannotBeReadIsTriedAgain() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 no", times: 1)])
+    let id = try await bench.submit(to: ["slow@example.test"])
+    await bench.settled(id, attempts: 1)
+    bench.store.failReads(with: .failed("the disk is tired"))
+    bench.time.advance(by: .seconds(60))
+    _ = await bench.lines.line(containing: "cannot read the message")
+    bench.store.failReads(with: nil)
+    while bench.time.nextDeadline == nil { await Task.yield() }
+    bench.time.advance(by: .seconds(60))
+    #expect(await bench.upstream.messages(atLeast: 1).count == 1)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func messageThatIsDeadForOneRecipientStillReachesTheOther() async throws {
+    let bench = try await Bench([
+      .recipient("nobody@", "550 5.1.1 no", times: nil), .recipient("slow@", "450 4.2.1 no", times: 1),
+    ])
+    let id = try await bench.submit(to: ["nobody@example.test", "slow@example.test"], from: "x@nowhere.test")
+    await bench.settled(id, attempts: 1)
+    #expect(bench.store.messages[id]?.state.deadReason != nil)
+    bench.time.advance(by: .seconds(60))
+    #expect(await bench.upstream.messages(atLeast: 1).first?.recipients == ["slow@example.test"])
+    await bench.end()
+    #expect(bench.store.messages[id]?.state.deadReason != nil)
+  }
+
+  @Test func upstreamThatThrowsUsOutIsAskedEverMoreSeldom() async throws {
+    let bench = try await Bench([.answer(.mail, "421 4.7.0 Try again later. gsmtp")])
+    try await bench.submit()
+    for wait in [1, 2, 4, 8, 16] {
+      while bench.time.nextDeadline == nil { await Task.yield() }
+      let next = try #require(bench.time.nextDeadline)
+      #expect(next - bench.time.now == .seconds(wait))
+      bench.time.advance(by: .seconds(wait))
+    }
+    #expect(await bench.account().counters.inDoubt == 0)
+    await bench.end()
+    #expect(bench.store.messages.count == 1)
+  }
+
+  @Test func nothingIsHandedToAConnectionThatHasSaidGoodbye() async throws {
+    let bench = try await Bench([.answer(.mail, "421 4.7.0 Try again later. gsmtp", times: 1)]) {
+      $0.maximumConnections = 1
+      $0.isEnabled = false
+    }
+    for _ in 0..<5 { try await bench.submit() }
+    #expect(await bench.account().queued == 5)
+    // So that the one that is refused goes behind the others.
+    bench.time.advance(by: .seconds(1))
+    await enable(bench)
+    while bench.time.nextDeadline == nil { await Task.yield() }
+    bench.time.advance(by: .seconds(1))
+    #expect(await bench.upstream.messages(atLeast: 5).count == 5)
+    #expect(await bench.account().counters.inDoubt == 0)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func recipientsTooManyForOneTransactionFollowAtOnce() async throws {
+    let bench = try await Bench([.recipient("late@", "452 4.5.3 Too many recipients", times: 1)])
+    try await bench.submit(to: ["support@example.test", "late@example.test"])
+    let messages = await bench.upstream.messages(atLeast: 2)
+    #expect(messages.map(\.recipients) == [["support@example.test"], ["late@example.test"]])
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
   @Test func secretThatTheUpstreamRepeatsIsNotLogged() async throws {
     let bench = try await Bench([.rejectAuth("535 5.7.8 wrong: correct horse", times: nil)])
     try await bench.submit()
     _ = await bench.lines.line(containing: "badCredentials")
     #expect(!bench.lines.all.contains { $0.contains("correct horse") })
     await bench.end()
+  }
+
+  @Test func retryOfOneMessageDoesNotLetTheOthersLooseOnABlockedAccount() async throws {
+    let bench = try await Bench([.answer(.mail, "550 5.4.5 Daily user sending limit exceeded. gsmtp")]) {
+      $0.maximumConnections = 1
+    }
+    let id = try await bench.submit()
+    _ = await bench.lines.line(containing: "on hold (dailyLimit)")
+    for _ in 0..<5 { try await bench.submit() }
+    #expect(await bench.account().queued == 6)
+    let since = await bench.account().hold?.since
+    bench.time.advance(by: .seconds(10))
+    await bench.delivery.retry(id)
+    while bench.lines.all.filter({ $0.contains("on hold (dailyLimit)") }).count < 2 { await Task.yield() }
+    // The hold went on all the while.
+    #expect(await bench.account().hold?.since == since)
+    await bench.end()
+    #expect(bench.lines.all.filter { $0.contains("on hold (dailyLimit)") }.count == 2)
+  }
+
+  @Test func faultOfTheAccountEndsNobodysMailThoughAnotherRecipientIsPutOff() async throws {
+    let bench = try await Bench([
+      .recipient("slow@", "450 4.2.1 no", times: nil), .recipient("limit@", "550 5.4.5 Daily limit", times: nil),
+    ])
+    var settings = DeliverySettings(hostname: "mailer.example.test")
+    settings.queueLifetime = .seconds(1)
+    await bench.delivery.configure([bench.settings], settings)
+    let id = try await bench.submit(to: ["slow@example.test", "limit@example.test"])
+    _ = await bench.lines.line(containing: "on hold (dailyLimit)")
+    await bench.settled(id, attempts: 1)
+    await bench.end()
+    #expect(bench.store.messages[id]?.state.recipients.isEmpty == true)
   }
 }
