@@ -11,7 +11,6 @@ import Routing
 import SMTP
 import Server
 import Spool
-import Synchronization
 import Telemetry
 
 /// The version that `--version`, the status and the Received field of nobody show.

@@ -7,7 +7,6 @@ import Network
 import Primitives
 import SMTP
 import Spool
-import Synchronization
 
 /// A message and when it may be tried. The time is the wall clock's, as the queue has it on disk: an entry that is
 /// earlier than what is on disk is stale and is dropped.

@@ -5,7 +5,6 @@ import Network
 import Primitives
 import SMTP
 import Spool
-import Synchronization
 
 /// Somebody who gets no mail, and why.
 public struct BounceFailure: Sendable {

@@ -6,7 +6,7 @@ import Dispatch
 import Glibc
 import Logging
 import Primitives
-import Synchronization
+import struct Synchronization.Atomic
 
 /// A place for log lines.
 public enum LogDestination: Sendable, Hashable {

@@ -8,7 +8,6 @@ import Primitives
 import SMTP
 import Sandbox
 import Spool
-import Synchronization
 import TestSupport
 import Testing
 

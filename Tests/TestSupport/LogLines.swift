@@ -1,7 +1,7 @@
 // Collects what is logged, so that tests can look for it and wait for it.
 
+import Primitives
 import Logging
-import Synchronization
 
 public final class LogLines: Sendable {
   private struct State {

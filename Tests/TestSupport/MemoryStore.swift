@@ -2,7 +2,6 @@
 
 import Primitives
 import Spool
-import Synchronization
 
 public final class MemoryStore: QueueStore {
   private struct State {
