@@ -48,8 +48,8 @@ actor Account {
   private static let freshLimit = 16 * 1024 * 1024
   /// Messages that a connection has, or is about to get.
   private var active: Set<QueueID> = []
-  /// Messages that are being deleted.
-  private var cancelled: Set<QueueID> = []
+  /// Messages that are being deleted, with the entries that were passed over meanwhile.
+  private var cancelled: [QueueID: [Due]] = [:]
 
   private var bucket: TokenBucket?
   private var connections: [Int: Member] = [:]
@@ -162,18 +162,17 @@ actor Account {
   /// asked first. Returns false when it is being delivered now.
   func cancel(_ id: QueueID) -> Bool {
     if active.contains(id) { return false }
-    cancelled.insert(id)
+    cancelled[id] = []
     return true
   }
 
   /// The message is gone, or stays because another account delivers it now.
   func endCancel(_ id: QueueID, isRemoved: Bool) {
-    guard cancelled.remove(id) != nil else { return }
+    guard let passed = cancelled.removeValue(forKey: id) else { return }
     if isRemoved {
       _ = takeFresh(id)
     } else {
-      // Its entry may have been passed over meanwhile; if it was not, this is one too many and is found stale.
-      due.insert(Due(when: time.wallClock.microseconds, id: id))
+      for entry in passed { due.insert(entry) }
       pump()
     }
   }
@@ -230,7 +229,12 @@ actor Account {
       }
       // Behind a hold one message goes alone, to see whether it is over.
       if hold != nil, !active.isEmpty { return }
-      if active.contains(first.id) || cancelled.contains(first.id) {
+      if cancelled[first.id] != nil {
+        cancelled[first.id]?.append(first)
+        due.removeMin()
+        continue
+      }
+      if active.contains(first.id) {
         due.removeMin()
         continue
       }

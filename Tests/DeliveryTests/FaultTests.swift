@@ -136,4 +136,25 @@ import Testing
     await bench.end()
     #expect(bench.store.messages[id]?.state.recipients.isEmpty == true)
   }
+
+  @Test func messageThatOneAccountDeliversNowIsKeptWholeByTheOthers() async throws {
+    let bench = try await Bench([.delay(.content, .milliseconds(200))])
+    let id = bench.store.nextID()
+    let recipients = ["example.test", "other.test"].map {
+      Recipient(address: "support@\($0)", original: "support@\($0)", account: $0)
+    }
+    let envelope = Envelope(reversePath: "jane@example.org", recipients: recipients, arrival: bench.time.wallClock)
+    let content = Content.bytes(Array("Subject: two\r\n\r\nHello\r\n".utf8))
+    try await bench.store.append(id, envelope, content)
+    bench.delivery.submit(id, envelope, content)
+    while await bench.account().active == 0 { await Task.yield() }
+    #expect(await bench.delivery.delete(id) == false)
+    _ = await bench.lines.line(containing: "status=sent")
+    while await bench.account().active > 0 { await Task.yield() }
+    #expect(bench.store.messages[id]?.state.recipients == [0: .delivered])
+    #expect(await bench.delivery.snapshots().map(\.queued) == [0, 1])
+    #expect(await bench.delivery.delete(id))
+    #expect(bench.store.messages.isEmpty)
+    await bench.end()
+  }
 }
