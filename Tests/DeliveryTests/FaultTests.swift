@@ -157,4 +157,19 @@ import Testing
     #expect(bench.store.messages.isEmpty)
     await bench.end()
   }
+
+  @Test func thousandsOfMessagesThatMayNotBeOfferedDoNotPileUpOnTheStack() async throws {
+    let hello = "250-smtp.gmail.com\n250-STARTTLS\n250-PIPELINING\n250-CHUNKING\n250-AUTH PLAIN\n250 SIZE 10"
+    let bench = try await Bench([.answer(.ehlo, hello)]) {
+      $0.isEnabled = false
+      $0.maximumConnections = 1
+      $0.messagesPerConnection = 100_000
+    }
+    for _ in 0..<5000 { try await bench.submit(from: "x@nowhere.test") }
+    #expect(await bench.account().queued == 5000)
+    await enable(bench)
+    while bench.store.messages.values.contains(where: { $0.state.deadReason == nil }) { await Task.yield() }
+    #expect(bench.store.messages.values.allSatisfy { $0.state.deadReason?.contains("5.3.4") == true })
+    await bench.end()
+  }
 }
