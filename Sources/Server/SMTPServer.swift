@@ -66,6 +66,7 @@ public final class SMTPServer: Sendable {
     var acceptors: [Acceptor] = []
     var nextSession = 0
     var isStopping = false
+    var farewells = 0
     var whenEmpty: CheckedContinuation<Void, Never>?
     var counters = ServerCounters()
   }
@@ -84,7 +85,16 @@ public final class SMTPServer: Sendable {
   }
 
   public var settings: ServerSettings { state.withLock { $0.settings } }
-  public func configure(_ settings: ServerSettings) { state.withLock { $0.settings = settings } }
+
+  /// Replaces the settings; each session takes them over before its next transaction.
+  public func configure(_ settings: ServerSettings) {
+    state.withLock { $0.settings = settings }
+    version.add(1, ordering: .releasing)
+  }
+
+  /// Counts the calls of ``configure(_:)``, so that sessions need not look at the settings for each command.
+  private let version = Atomic<Int>(0)
+  var settingsVersion: Int { version.load(ordering: .acquiring) }
 
   public var counters: ServerCounters {
     state.withLock { state in
@@ -132,6 +142,19 @@ public final class SMTPServer: Sendable {
       return nil
     }
   }
+
+  /// Whether one more client that was turned away may take its time to read why. They hold descriptors meanwhile, so
+  /// their number is bounded.
+  func beginFarewell() -> Bool {
+    state.withLock { state in
+      guard state.farewells < Self.maximumFarewells else { return false }
+      state.farewells += 1
+      return true
+    }
+  }
+
+  func endFarewell() { state.withLock { $0.farewells -= 1 } }
+  private static let maximumFarewells = 100
 
   func leave(_ session: Session, from address: IPAddress) {
     let waiter: CheckedContinuation<Void, Never>? = state.withLock { state in
