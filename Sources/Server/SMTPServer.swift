@@ -67,7 +67,7 @@ public final class SMTPServer: Sendable {
     var nextSession = 0
     var isStopping = false
     var farewells = 0
-    var whenEmpty: CheckedContinuation<Void, Never>?
+    var whenEmpty: [CheckedContinuation<Void, Never>] = []
     var counters = ServerCounters()
   }
   private let state: Mutex<State>
@@ -157,15 +157,15 @@ public final class SMTPServer: Sendable {
   private static let maximumFarewells = 100
 
   func leave(_ session: Session, from address: IPAddress) {
-    let waiter: CheckedContinuation<Void, Never>? = state.withLock { state in
-      guard state.sessions.removeValue(forKey: session.number) != nil else { return nil }
+    let waiters: [CheckedContinuation<Void, Never>] = state.withLock { state in
+      guard state.sessions.removeValue(forKey: session.number) != nil else { return [] }
       let left = state.perAddress[address, default: 1] - 1
       state.perAddress[address] = left > 0 ? left : nil
-      guard state.sessions.isEmpty, let waiter = state.whenEmpty else { return nil }
-      state.whenEmpty = nil
-      return waiter
+      guard state.sessions.isEmpty else { return [] }
+      defer { state.whenEmpty = [] }
+      return state.whenEmpty
     }
-    waiter?.resume()
+    for waiter in waiters { waiter.resume() }
   }
 
   /// Stops accepting and sends idle clients away; those in the middle of a message may finish it, within `grace`.
@@ -183,7 +183,7 @@ public final class SMTPServer: Sendable {
     await withCheckedContinuation { continuation in
       let isEmpty = state.withLock { state in
         if state.sessions.isEmpty { return true }
-        state.whenEmpty = continuation
+        state.whenEmpty.append(continuation)
         return false
       }
       if isEmpty { continuation.resume() }

@@ -127,7 +127,7 @@ actor Session {
       case .action(let action):
         lineDeadline = nil
         guard try await perform(action, stream) else { return try await flush(stream) }
-        if receiver != nil, !machine.transactionIsOpen { await dropReceiver() }
+        if !machine.transactionIsOpen { await forgetTransaction() }
         if stream.pendingOutput > Self.outputLimit { try await flush(stream) }
       }
     }
@@ -280,6 +280,12 @@ actor Session {
   private func resetTransaction() {
     recipients = []
     sender = .null
+  }
+
+  /// What RSET, EHLO or a refused chunk has ended must neither cost memory nor reach the next message.
+  private func forgetTransaction() async {
+    if receiver != nil { await dropReceiver() }
+    if !recipients.isEmpty { resetTransaction() }
   }
 
   // MARK: The content

@@ -64,6 +64,17 @@ import Testing
     #expect(door.queued.isEmpty)
   }
 
+  @Test func lineThatNeverEndsIsWaitedForOnlySoLong() async throws {
+    let door = try Door { $0.clientTimeout = .milliseconds(300) }
+    try await door.greet { client async throws in
+      let drip = Task { while !Task.isCancelled { try await client.send("x") } }
+      #expect(try await client.reply().hasPrefix("421 4.4.2"), "each octet alone must not win more time")
+      drip.cancel()
+      _ = await drip.result
+    }
+    await door.close()
+  }
+
   // MARK: TLS
 
   @Test func mailUnderTLSSaysSoAndNothingSurvivesTheHandshake() async throws {
@@ -175,6 +186,39 @@ import Testing
       await stopping.value
     }
     #expect(door.queued.isEmpty && door.server.counters.openSessions == 0)
+  }
+
+  /// While the client does not read, the server waits for it and not for a command.
+  @Test func stopIsNotForgottenWhenAClientIsSlowToRead() async throws {
+    let door = try Door()
+    try await door.greet { client async throws in
+      let count = 40_000
+      let asking = Task { try await client.send(String(repeating: "HELP\r\n", count: count)) }
+      #expect(try await client.reply().hasPrefix("214"))
+      let stopping = Task { await door.server.stop(within: .seconds(30)) }
+      while door.time.nextDeadline == nil { await Task.yield() }
+      var (replies, last) = (1, "")
+      while case let reply = try await client.reply(), reply != "" { (replies, last) = (replies + 1, reply) }
+      #expect(replies > 1 && replies <= count + 1 && last.hasPrefix("421 4.3.2"), "\(last)")
+      try await asking.value
+      await client.close()
+      await stopping.value
+    }
+    #expect(door.server.counters.openSessions == 0)
+  }
+
+  @Test func stopTwiceReturnsTwice() async throws {
+    let door = try Door()
+    try await door.greet { busy async throws in
+      try await busy.send(Self.open + "DATA\r\n")
+      _ = try await busy.codes(3)
+      async let first: Void = door.server.stop(within: .seconds(30))
+      async let second: Void = door.server.stop(within: .seconds(60))
+      #expect(try await busy.say("x\r\n.").hasPrefix("250"))
+      await busy.close()
+      _ = await (first, second)
+    }
+    #expect(door.queued.count == 1)
   }
 
   @Test func stopWithNobodyThereReturnsAtOnce() async throws {
