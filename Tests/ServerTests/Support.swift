@@ -102,6 +102,13 @@ final class Door: Sendable {
     }
   }
 
+  /// Makes the server wait for a client no longer than a moment, from the next command on.
+  func losePatience() {
+    var settings = server.settings
+    settings.clientTimeout = .milliseconds(200)
+    server.configure(settings)
+  }
+
   /// Stops the server. No session is left behind, whatever the test did.
   func close() async { await server.stop(within: .zero) }
 
