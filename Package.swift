@@ -77,7 +77,7 @@ let package = Package(
     tests("SpoolTests", ["Spool"]),
     tests("ServerTests", ["Server", "Routing", "Configuration", "Network", "Sandbox", "TestSupport"]),
     tests("DeliveryTests", ["Delivery", "Sandbox", "TestSupport"]),
-    tests("TelemetryTests", ["Telemetry"]),
+    tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
     tests("CommandTests", ["CommandLineTools", "Sandbox", http]),
     tests("RelayTests", ["Primitives"]),
   ]

@@ -7,7 +7,6 @@ import Network
 import Primitives
 import SMTP
 import Spool
-import Synchronization
 
 /// A message and when it may be tried. The time is the wall clock's, exactly as the queue has it on disk: an entry
 /// whose time is no longer the one on disk is stale and is dropped.
@@ -245,7 +244,8 @@ actor Account {
     active.insert(entry.id)
     if let message = takeFresh(entry.id) {
       let job = Job(
-        id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0, content: message.content)
+        id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
+        content: message.content)
       member.connection.assumeIsolated { $0.start(job) }
     } else {
       Task { await load(entry, over: number) }
@@ -378,7 +378,8 @@ actor Account {
     loginHold = Hold(fault: fault, reason: reason, until: time.now + wait, since: loginHold?.since ?? time.wallClock)
     lastError = reason
     services.log.error(
-      "account \(name): no connection (\(fault.rawValue)): \(reason); \(mailWaits), next try in \(wait.rounded); \(fault.advice)")
+      "account \(name): no connection (\(fault.rawValue)): \(reason); \(mailWaits), next try in \(wait.rounded); \(fault.advice)"
+    )
     if !due.isEmpty { wake(at: time.now + wait) }
   }
 
@@ -390,7 +391,8 @@ actor Account {
     hold = Hold(fault: fault, reason: reason, until: time.now + wait, since: hold?.since ?? time.wallClock)
     lastError = reason
     services.log.error(
-      "account \(name): on hold (\(fault.rawValue)): \(reason); \(mailWaits), a canary goes in \(wait.rounded); \(fault.advice)")
+      "account \(name): on hold (\(fault.rawValue)): \(reason); \(mailWaits), a canary goes in \(wait.rounded); \(fault.advice)"
+    )
     wake(at: time.now + wait)
   }
 
@@ -411,7 +413,8 @@ actor Account {
   func closed(_ number: Int, _ reason: String, peer: String, isFault: Bool) {
     guard let member = connections.removeValue(forKey: number) else { return }
     idle.removeAll { $0 == number }
-    services.log.debug("account \(name): connection \(number) to \(peer) closed after \(member.delivered) messages: \(reason)")
+    services.log.debug(
+      "account \(name): connection \(number) to \(peer) closed after \(member.delivered) messages: \(reason)")
     if isFault, member.delivered == 0, !isStopping {
       // An upstream that lets us in and throws us out is not there for us.
       holdLogins(.unreachable, "\(peer): \(reason)")
@@ -437,7 +440,8 @@ actor Account {
     if outcome.isInDoubt {
       counters.inDoubt += 1
       services.log.warning(
-        "\(job.id): in doubt: the connection to \(peer) broke behind the end of the message (\(reason)); it will be sent again unchanged")
+        "\(job.id): in doubt: the connection to \(peer) broke behind the end of the message (\(reason)); it will be sent again unchanged"
+      )
     }
     settle(job, outcome, peer: peer)
     stopIfDone()
@@ -496,7 +500,8 @@ actor Account {
       verdict.keep(index, reply)
       verdict.isOurs = true
       services.log.critical(
-        "\(job.id): \(peer) did not understand us at \(stage.rawValue): \(reply); the message is kept: please report this as a bug")
+        "\(job.id): \(peer) did not understand us at \(stage.rawValue): \(reply); the message is kept: please report this as a bug"
+      )
     }
   }
 
@@ -505,7 +510,8 @@ actor Account {
     let rewritten = recipient.original == recipient.address ? "" : ", orig_to=<\(recipient.original)>"
     let delay = (time.wallClock - job.envelope.arrival).rounded
     services.log.info(
-      "\(job.id): to=<\(recipient.address)>\(rewritten), account=\(name), relay=\(peer), delay=\(delay), status=\(status) (\(reply))")
+      "\(job.id): to=<\(recipient.address)>\(rewritten), account=\(name), relay=\(peer), delay=\(delay), status=\(status) (\(reply))"
+    )
   }
 
   /// Writes down what became of a message that is not simply done.
@@ -605,6 +611,9 @@ actor Account {
   }
 
   // MARK: What people ask
+
+  /// The messages that are under way now.
+  var messagesUnderWay: Set<QueueID> { active }
 
   func snapshot() -> AccountSnapshot {
     let now = time.now

@@ -5,7 +5,6 @@ import Network
 import Primitives
 import SMTP
 import Spool
-import Synchronization
 
 /// Somebody who gets no mail, and why.
 public struct BounceFailure: Sendable {
@@ -137,6 +136,13 @@ public final class Delivery: Sendable {
   }
 
   private var all: [Account] { state.withLock { Array($0.accounts.values) } }
+
+  /// The messages that are under way now.
+  public func messagesUnderWay() async -> Set<QueueID> {
+    var result: Set<QueueID> = []
+    for account in all { result.formUnion(await account.messagesUnderWay) }
+    return result
+  }
 
   public func snapshots() async -> [AccountSnapshot] {
     var result: [AccountSnapshot] = []

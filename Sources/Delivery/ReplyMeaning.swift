@@ -28,7 +28,8 @@ public enum ReplyMeaning: Sendable, Hashable {
 
 /// Why an account cannot send.
 public enum AccountFault: String, Sendable, Hashable, CaseIterable {
-  case badCredentials, loginRefused, tooManyLogins, dailyLimit, relayDenied, slowDown, unreachable, insecure, certificate
+  case badCredentials, loginRefused, tooManyLogins, dailyLimit, relayDenied, slowDown, unreachable, insecure,
+    certificate
 
   /// What the operator can do about it.
   public var advice: String {

@@ -175,7 +175,8 @@ actor UpstreamConnection {
       let offered = capabilities.authMechanisms.sorted().joined(separator: " ")
       throw OpenFailure(
         fault: .insecure,
-        description: "\(peer) does not offer AUTH \(mechanism.rawValue) (it offers: \(offered.isEmpty ? "none" : offered))")
+        description:
+          "\(peer) does not offer AUTH \(mechanism.rawValue) (it offers: \(offered.isEmpty ? "none" : offered))")
     }
     let initial: String
     switch mechanism {
@@ -205,7 +206,8 @@ actor UpstreamConnection {
   }
 
   @discardableResult
-  private func expect(_ stream: ByteStream, _ command: String?, _ stage: Stage, intermediate: Bool = false) async
+  private func expect(_ stream: ByteStream, _ command: String?, _ stage: Stage, intermediate: Bool = false)
+    async
     throws(OpenFailure) -> Reply
   {
     let reply = try await exchange(stream, command, stage)
@@ -230,7 +232,8 @@ actor UpstreamConnection {
         }
       }
     } catch {
-      throw OpenFailure(fault: .unreachable, description: "\(peer.isEmpty ? settings.host : peer) at \(stage.rawValue): \(error)")
+      throw OpenFailure(
+        fault: .unreachable, description: "\(peer.isEmpty ? settings.host : peer) at \(stage.rawValue): \(error)")
     }
   }
 

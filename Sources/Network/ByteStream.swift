@@ -13,6 +13,8 @@ public final class ByteStream {
   private let loop: EventLoop
   private let watcher: Watcher
   private var ssl: OpaquePointer?
+  /// OpenSSL calls back into the context when a session ticket comes, so it has to live as long as the connection.
+  private var context: TLSContext?
 
   private var input: [UInt8] = []
   private var inputStart = 0
@@ -235,6 +237,7 @@ public final class ByteStream {
     watcher.isReadable = true
     tls = TLSSummary(of: ssl)
     self.ssl = ssl
+    self.context = context
     isMine = false
   }
 

@@ -9,7 +9,6 @@ import CLinux
 import Dispatch
 import Glibc
 import Primitives
-import Synchronization
 
 /// A serial executor that is also told when its sockets can be read or written.
 ///

@@ -4,7 +4,6 @@
 import COpenSSL
 import Glibc
 import Primitives
-import Synchronization
 
 /// The settings shared by many TLS connections, made once and used by all event loops.
 public final class TLSContext: Sendable {

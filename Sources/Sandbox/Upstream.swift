@@ -3,7 +3,6 @@
 
 import Network
 import Primitives
-import Synchronization
 
 /// How an ``Upstream`` is set up.
 public struct UpstreamOptions: Sendable {

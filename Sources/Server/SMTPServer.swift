@@ -6,7 +6,6 @@ import Primitives
 import Routing
 import SMTP
 import Spool
-import Synchronization
 
 /// What sessions are told by the configuration. A reload replaces it; sessions see it with their next transaction.
 public struct ServerSettings: Sendable {

@@ -46,7 +46,10 @@ extension LogWriter {
     do throws(QueueError) {
       let isDone = try copy(from: oldest.number, &scanner)
       // `nil`: no space for copies. The next commit or tick tries again; space may have been found by then.
-      guard let isDone else { return compaction = scanner }
+      guard let isDone else {
+        compaction = scanner
+        return
+      }
       compaction = scanner
       if isDone, core.shared.withLock({ $0.segments.first?.messages ?? 0 }) > 0 {
         throw .corrupt(

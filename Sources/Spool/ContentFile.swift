@@ -4,7 +4,6 @@ import CChecksum
 import Dispatch
 import Glibc
 import Primitives
-import Synchronization
 
 /// Content in a file of its own. The file is opened at the first read, and then kept open: once open it can be read to
 /// its end even when the message is removed meanwhile.

@@ -2,7 +2,6 @@
 
 import Dispatch
 import Primitives
-import Synchronization
 
 /// Writes the log, on a serial queue of its own.
 ///

@@ -102,7 +102,9 @@ struct RecordBatch {
   func write(to file: any DiskFile, at offset: Int) throws(DiskError) {
     let result: Result<Void, DiskError> = encoder.bytes.withUnsafeBytes { encoded in
       withBuffers(encoded, 0, 0, []) { buffers in
-        do throws(DiskError) { return .success(try file.writeAll(buffers, at: offset)) } catch { return .failure(error) }
+        do throws(DiskError) { return .success(try file.writeAll(buffers, at: offset)) } catch {
+          return .failure(error)
+        }
       }
     }
     try result.get()

@@ -2,7 +2,6 @@
 
 import Dispatch
 import Primitives
-import Synchronization
 
 /// A ``QueueStore`` in a directory: a log of segments, group commit, an index in memory.
 ///
@@ -90,6 +89,9 @@ public final class Spool: QueueStore {
     }
     if begins { writer.queue.async { [writer] in writer.drain() } }
   }
+
+  /// Operations that the writer has not taken yet.
+  var waiting: Int { core.shared.withLock { $0.pending.count } }
 
   private func refusal() -> QueueError? {
     core.shared.withLock { s in s.failure ?? (s.isClosed ? .failed("it was closed") : nil) }

@@ -1,7 +1,6 @@
 // What the writer, the readers and the callers of a spool share, and the reading of single records.
 
 import Primitives
-import Synchronization
 
 /// A segment and what of it is still needed.
 struct Segment {
@@ -227,7 +226,8 @@ extension DiskFile {
     var failure: DiskError?
     let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
       do throws(DiskError) {
-        filled = try read(into: UnsafeMutableRawBufferPointer(rebasing: UnsafeMutableRawBufferPointer(buffer)[..<count]), at: offset)
+        filled = try read(
+          into: UnsafeMutableRawBufferPointer(rebasing: UnsafeMutableRawBufferPointer(buffer)[..<count]), at: offset)
       } catch { failure = error }
     }
     if let failure { throw failure }

@@ -33,8 +33,8 @@ struct SandboxCommand: AsyncParsableCommand {
   var username = "mail-relay@dreamlikelabs.com"
   @Option(help: "Its password.")
   var password = "your_gmail_app_password_here"
-  @Flag(help: "Keep quiet about the dialogue; only ready and message lines.")
-  var quiet = false
+  @Flag(help: "Print the dialogue with every client.")
+  var verbose = false
   @Option(help: "A further name in the certificate. May be repeated.")
   var name: [String] = []
 
@@ -72,7 +72,7 @@ struct SandboxCommand: AsyncParsableCommand {
     options.directory = directory
     options.keepsMessages = false
     options.loops = [try EventLoop.ofCommand()]
-    if !quiet { options.log = { Terminal.say("  \(TerminalText.clean($0))") } }
+    if verbose { options.log = { Terminal.say("  \(TerminalText.clean($0))") } }
     options.received = { message in
       let sender = message.reversePath.isEmpty ? "<>" : message.reversePath
       Terminal.say(

@@ -8,13 +8,20 @@ import Daemon
 struct StatusCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "status", abstract: "Show the state of the daemon, its queue and its accounts.",
-    discussion: "Exit status 0 when the daemon answers, 69 when it does not run.")
+    discussion: """
+      Exit status 0 when the daemon is ready, also while an account is on hold; 69 when it does not run, or is \
+      stopping or has failed.
+      """)
   @OptionGroup var options: ConfigurationOptions
   @OptionGroup var output: JSONOption
 
   func run() async throws {
     let report: StatusReport = try options.adminClient().call("GET", AdminPath.status)
-    if output.json { return try Terminal.printJSON(report) }
+    if output.json { try Terminal.printJSON(report) } else { Self.show(report) }
+    if report.state != "ready" { throw CommandFailure(.unavailable, "the daemon is not ready: \(report.state)") }
+  }
+
+  private static func show(_ report: StatusReport) {
     var facts = TextTable(columnCount: 2)
     facts.append(["daemon", "\(report.state), version \(report.version), pid \(report.pid)"])
     facts.append(["up", "\(Quantity.age(report.uptimeSeconds)), since \(report.startedAt)"])
@@ -47,7 +54,7 @@ struct StatusCommand: AsyncParsableCommand {
       ])
     }
     Terminal.print(table.lines())
-    for account in report.accounts { Terminal.print(Self.notes(on: account)) }
+    for account in report.accounts { Terminal.print(notes(on: account)) }
   }
 
   /// Why an account does not send and what to do about it; nothing for one that does.

@@ -2,7 +2,6 @@
 
 import Network
 import Primitives
-import Synchronization
 import Testing
 
 @Suite(.timeLimit(.minutes(1))) struct LoopTests {

@@ -2,7 +2,6 @@
 
 import Glibc
 import Primitives
-import Synchronization
 import Testing
 
 @testable import Network

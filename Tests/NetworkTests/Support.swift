@@ -4,7 +4,6 @@ import Glibc
 import Network
 import Primitives
 import Sandbox
-import Synchronization
 
 /// Later than any test takes when all is well.
 var soon: MonotonicInstant { SystemTime().now + .seconds(30) }

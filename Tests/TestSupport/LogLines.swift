@@ -1,7 +1,7 @@
 // Collects what is logged, so that tests can look for it and wait for it.
 
 import Logging
-import Synchronization
+import Primitives
 
 public final class LogLines: Sendable {
   private struct State {

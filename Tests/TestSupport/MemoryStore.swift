@@ -2,7 +2,6 @@
 
 import Primitives
 import Spool
-import Synchronization
 
 public final class MemoryStore: QueueStore {
   private struct State {
@@ -72,7 +71,9 @@ public final class MemoryStore: QueueStore {
 
   public func flush() async throws(QueueError) {}
   public func entries(startingAfter: QueueID?, limit: Int) async -> [QueueEntry] { [] }
-  public var statistics: QueueStatistics { QueueStatistics(messages: 0, liveBytes: 0, segments: 0, diskBytes: 0, commits: 0, syncs: 0) }
+  public var statistics: QueueStatistics {
+    QueueStatistics(messages: 0, liveBytes: 0, segments: 0, diskBytes: 0, commits: 0, syncs: 0)
+  }
 }
 
 /// Collects a large content.
