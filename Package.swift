@@ -75,7 +75,7 @@ let package = Package(
     tests("NetworkTests", ["Network", "Sandbox"]),
     tests("SandboxTests", ["Sandbox"]),
     tests("SpoolTests", ["Spool"]),
-    tests("ServerTests", ["Server", "TestSupport"]),
+    tests("ServerTests", ["Server", "Routing", "Configuration", "Network", "Sandbox", "TestSupport"]),
     tests("DeliveryTests", ["Delivery", "Sandbox", "TestSupport"]),
     tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
     tests("CommandTests", ["CommandLineTools", "Sandbox", http]),
