@@ -7,37 +7,6 @@ import Primitives
 import SMTP
 import Spool
 
-/// A message on its way through one account.
-struct Job: Sendable {
-  let id: QueueID
-  let envelope: Envelope
-  /// The indices, in the envelope, of the recipients that this account still has to serve.
-  let recipients: [Int]
-  /// Attempts made before this one.
-  let attempts: Int
-  let content: Content
-  let size: Int
-
-  init(id: QueueID, envelope: Envelope, recipients: [Int], attempts: Int, content: Content) {
-    self.id = id
-    self.envelope = envelope
-    self.recipients = recipients
-    self.attempts = attempts
-    self.content = content
-    size =
-      switch content {
-      case .bytes(let bytes): bytes.count
-      case .file(let file): file.count
-      }
-  }
-}
-
-/// Why a connection could not be brought to the point where mail can be sent.
-struct OpenFailure: Error, Sendable, CustomStringConvertible {
-  var fault: AccountFault
-  var description: String
-}
-
 actor UpstreamConnection {
   nonisolated let number: Int
   private let loop: EventLoop
@@ -51,7 +20,6 @@ actor UpstreamConnection {
   private var parser = ReplyParser()
   private var capabilities = Capabilities()
   private(set) var peer = ""
-  private(set) var tls: TLSSummary?
 
   /// What was sent and waits for replies, oldest first.
   private var inFlight: Deque<Exchange> = []
@@ -97,162 +65,16 @@ actor UpstreamConnection {
 
   /// The whole life of the connection.
   func run(resolver: Resolver, context: TLSContext?) async {
-    do throws(OpenFailure) {
-      let stream = try await connect(resolver)
-      self.stream = stream
-      try await introduce(stream, context)
-    } catch {
-      stream?.close()
+    let opening = UpstreamOpening(settings, number: number, loop: loop)
+    do throws(OpenFailure) { stream = try await opening.run(resolver, context) } catch {
       await account.openingFailed(number, error)
       return
     }
-    await account.opened(number, peer: peer, tls: tls)
-    await readReplies()
-  }
-
-  // MARK: Opening
-
-  private func connect(_ resolver: Resolver) async throws(OpenFailure) -> ByteStream {
-    let addresses: [IPAddress]
-    do { addresses = try await resolver.addresses(of: settings.host) } catch {
-      throw OpenFailure(fault: .unreachable, description: "\(error)")
-    }
-    let deadline = SystemTime().now + settings.connectionTimeout
-    var problems: [String] = []
-    for (i, address) in addresses.enumerated() {
-      // The connections of a pool begin at different addresses, and each goes on to the next when one is dead.
-      let address = addresses.count > 1 ? addresses[(i + number) % addresses.count] : address
-      let share = (deadline - SystemTime().now) / (addresses.count - i)
-      do throws(NetworkError) {
-        let stream = try await ByteStream.connect(
-          to: Endpoint(address: address, port: settings.port), on: loop, until: SystemTime().now + share)
-        peer = "\(settings.host)[\(address)]:\(settings.port)"
-        return stream
-      } catch { problems.append("\(error)") }
-    }
-    throw OpenFailure(fault: .unreachable, description: problems.joined(separator: "; "))
-  }
-
-  private func introduce(_ stream: ByteStream, _ context: TLSContext?) async throws(OpenFailure) {
-    if settings.security == .implicitTLS { try await secure(stream, context) }
-    try await expect(stream, nil, .greeting)
-    try await hello(stream)
-    if settings.security == .startTLS {
-      guard capabilities.startTLS else {
-        throw OpenFailure(
-          fault: .insecure,
-          description: "\(peer) does not offer STARTTLS, which use_starttls asks for: nothing was sent in clear")
-      }
-      try await expect(stream, "STARTTLS", .startTLS)
-      try await secure(stream, context)
-      // What was learnt in clear is forgotten (RFC 3207 4.2).
-      parser = ReplyParser()
-      try await hello(stream)
-    }
-    if let credential = settings.credential { try await authenticate(stream, credential) }
+    capabilities = opening.capabilities
+    peer = opening.peer
     lastUse = time.now
-  }
-
-  private func secure(_ stream: ByteStream, _ context: TLSContext?) async throws(OpenFailure) {
-    guard let context else { throw OpenFailure(fault: .insecure, description: "TLS is not set up") }
-    do {
-      try await stream.startTLS(
-        context, serverName: settings.serverName, until: SystemTime().now + settings.connectionTimeout)
-      tls = stream.tls
-    } catch {
-      let fault: AccountFault = if case .certificate = error { .certificate } else { .unreachable }
-      throw OpenFailure(fault: fault, description: "\(peer): \(error)")
-    }
-  }
-
-  private func hello(_ stream: ByteStream) async throws(OpenFailure) {
-    capabilities = Capabilities(ehlo: try await expect(stream, "EHLO \(settings.heloName)", .hello))
-  }
-
-  private func authenticate(_ stream: ByteStream, _ credential: Credential) async throws(OpenFailure) {
-    let mechanism = credential.mechanism
-    guard capabilities.authMechanisms.contains(mechanism.rawValue) else {
-      let offered = capabilities.authMechanisms.sorted().joined(separator: " ")
-      throw OpenFailure(
-        fault: .insecure,
-        description:
-          "\(peer) does not offer AUTH \(mechanism.rawValue) (it offers: \(offered.isEmpty ? "none" : offered))")
-    }
-    let initial: String
-    switch mechanism {
-    case .login:
-      try await expect(stream, "AUTH LOGIN", .authentication, intermediate: true)
-      try await expect(stream, SASL.login(credential.username), .authentication, intermediate: true)
-      let secret = SASL.login(credential.secret)
-      let reply = try await exchange(stream, secret, .authentication)
-      guard reply.isPositive else { throw refused(reply, .authentication, hiding: [secret, credential.secret]) }
-      return
-    case .plain: initial = SASL.plain(username: credential.username, password: credential.secret)
-    case .xoauth2: initial = SASL.xoauth2(username: credential.username, token: credential.secret)
-    case .oauthBearer:
-      initial = SASL.oauthBearer(
-        username: credential.username, host: settings.host, port: Int(settings.port), token: credential.secret)
-    }
-    let reply = try await exchange(stream, "AUTH \(mechanism.rawValue) \(initial)", .authentication)
-    if reply.isPositive { return }
-    guard reply.isIntermediate else {
-      throw refused(reply, .authentication, hiding: [initial, credential.secret])
-    }
-    // The challenge explains an error; the verdict comes after an answer to it: empty for XOAUTH2 (Google), a single
-    // ^A for OAUTHBEARER (RFC 7628 3.2.3).
-    try await expect(stream, mechanism == .oauthBearer ? "AQ==" : "", .authentication)
-  }
-
-  /// - Parameter secrets: servers exist that repeat what they refuse, and this text is logged.
-  private func refused(_ reply: Reply, _ stage: Stage, hiding secrets: [String] = []) -> OpenFailure {
-    let fault: AccountFault =
-      if case .accountHeld(let fault) = ReplyMeaning(of: reply, at: stage) { fault } else { .unreachable }
-    let repeats = secrets.contains { secret in
-      !secret.isEmpty && reply.lines.contains { $0.lowercased().contains(secret.lowercased()) }
-    }
-    let shown = repeats ? "\(reply.code) (the text repeats the credentials and is not shown)" : "\(reply)"
-    return OpenFailure(fault: fault, description: "\(peer) answered at \(stage.rawValue): \(shown)")
-  }
-
-  @discardableResult
-  private func expect(_ stream: ByteStream, _ command: String?, _ stage: Stage, intermediate: Bool = false)
-    async
-    throws(OpenFailure) -> Reply
-  {
-    let reply = try await exchange(stream, command, stage)
-    guard intermediate ? reply.isIntermediate : reply.isPositive else { throw refused(reply, stage) }
-    return reply
-  }
-
-  private func exchange(_ stream: ByteStream, _ command: String?, _ stage: Stage) async throws(OpenFailure) -> Reply {
-    do {
-      if let command {
-        stream.append {
-          $0.append(contentsOf: command.utf8)
-          $0.append(contentsOf: [13, 10])
-        }
-        try await stream.flush(until: SystemTime().now + settings.writeTimeout, waitingFor: "the upstream to read")
-      }
-      let deadline = SystemTime().now + settings.readTimeout
-      while true {
-        if let reply = try nextBufferedReply(stream) { return reply }
-        guard try await stream.fill(until: deadline, waitingFor: "the upstream's reply") else {
-          throw NetworkError.endOfStream
-        }
-      }
-    } catch {
-      throw OpenFailure(
-        fault: .unreachable, description: "\(peer.isEmpty ? settings.host : peer) at \(stage.rawValue): \(error)")
-    }
-  }
-
-  private func nextBufferedReply(_ stream: ByteStream) throws -> Reply? {
-    guard stream.bufferedCount > 0 else { return nil }
-    return try stream.consume { bytes in
-      var consumed = 0
-      let result = Result { try parser.next(bytes, consumed: &consumed) }
-      return (consumed, result)
-    }.get()
+    await account.opened(number, peer: peer, tls: opening.tls)
+    await readReplies()
   }
 
   // MARK: Sending
@@ -424,7 +246,7 @@ actor UpstreamConnection {
     var reason: String
     do {
       while true {
-        while let reply = try nextBufferedReply(stream) {
+        while let reply = try stream.nextReply(&parser) {
           guard handle(reply) else {
             return finish("the upstream closes: \(reply)", isFault: !isQuitting)
           }
@@ -493,7 +315,7 @@ actor UpstreamConnection {
 
   /// Says QUIT once nothing is under way.
   func quit() {
-    guard !isQuitting, inFlight.isEmpty, waiting.isEmpty else { return }
+    guard !isQuitting, !isWriting, inFlight.isEmpty, waiting.isEmpty else { return }
     isQuitting = true
     inFlight.append(.quit)
     stream?.append { $0.append(contentsOf: "QUIT\r\n".utf8) }

@@ -104,7 +104,11 @@ public final class TLSContext: Sendable {
 
   /// A connection on `descriptor`. A client insists that the certificate is good for `serverName`.
   func makeConnection(descriptor: CInt, serverName: String?) throws(NetworkError) -> OpaquePointer {
-    guard let ssl = SSL_new(context), SSL_set_fd(ssl, descriptor) == 1 else { throw .tls(Self.lastError()) }
+    guard let ssl = SSL_new(context) else { throw .tls(Self.lastError()) }
+    guard SSL_set_fd(ssl, descriptor) == 1 else {
+      SSL_free(ssl)
+      throw .tls(Self.lastError())
+    }
     guard isClient else {
       SSL_set_accept_state(ssl)
       return ssl

@@ -7,6 +7,8 @@ import Routing
 import SMTP
 import Spool
 
+import struct Synchronization.Atomic
+
 /// What sessions are told by the configuration. A reload replaces it; sessions see it with their next transaction.
 public struct ServerSettings: Sendable {
   public var hostname: String

@@ -10,7 +10,6 @@ import SMTP
 import Sandbox
 import Server
 import Spool
-import Synchronization
 import TestSupport
 import Testing
 
@@ -60,22 +59,20 @@ final class Door: Sendable {
   }
 
   static func router(trusting networks: [String] = [], aliases: [String: [String]] = [:]) -> Router {
-    let place = Place(file: "test.conf", line: 1)
     var settings = Settings()
     settings.global.defaultHostname = "relay.test"
     settings.global.defaultFrom = "contact@relay.test"
     settings.global.trustedNetworks = networks.map { IPNetwork($0)! }
     settings.global.defaultDomain = "gmail"
-    var gmail = DomainSettings(name: "gmail", place: place)
+    var gmail = DomainSettings(name: "gmail")
     gmail.host = "smtp.gmail.test"
     settings.domains["gmail"] = gmail
     let known = ["contact": ["owner@gmail.test"], "team": ["a@gmail.test", "b@gmail.test", "c@gmail.test"]]
     for (name, targets) in known.merging(aliases, uniquingKeysWith: { $1 }) {
-      var mapping = MappingSettings(name: name, place: place)
-      mapping.fromPattern = "\(name)@relay.test"
-      mapping.toPatterns = targets
-      mapping.domain = "gmail"
-      settings.mappings.append(mapping)
+      settings.mappings.append(
+        MappingSettings(
+          name: name, from: try! AddressPattern("\(name)@relay.test"), to: targets.map { try! AddressPattern($0) },
+          domain: "gmail"))
     }
     return Router(settings)
   }
