@@ -75,9 +75,9 @@ let package = Package(
     tests("NetworkTests", ["Network", "Sandbox"]),
     tests("SandboxTests", ["Sandbox"]),
     tests("SpoolTests", ["Spool"]),
-    tests("ServerTests", ["Server", "TestSupport"]),
+    tests("ServerTests", ["Server", "Routing", "Configuration", "Network", "Sandbox", "TestSupport"]),
     tests("DeliveryTests", ["Delivery", "Sandbox", "TestSupport"]),
-    tests("TelemetryTests", ["Telemetry"]),
+    tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
     tests("CommandTests", ["CommandLineTools", "Sandbox", http]),
     // The binary itself is what these start, so it has to be built first.
     tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives"]),

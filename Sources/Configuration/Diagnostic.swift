@@ -1,71 +1,120 @@
-// What is wrong with a configuration: always a place, the offending text, and what to do.
+// What the configuration says about itself: where a value came from, and what is wrong with it.
 
-/// A finding about the configuration.
+/// Where a value came from.
+public enum Origin: Sendable, Hashable, CustomStringConvertible {
+  case file(String, line: Int)
+  case `default`
+  case commandLine
+
+  /// `file:line`, `default` or `command line`.
+  public var description: String {
+    switch self {
+    case .file(let path, let line): line > 0 ? "\(path):\(line)" : path
+    case .default: "default"
+    case .commandLine: "command line"
+    }
+  }
+}
+
+/// One thing that is wrong, or worth knowing, and its place.
 public struct Diagnostic: Sendable, Hashable, CustomStringConvertible {
   public enum Severity: String, Sendable { case error, warning }
   public var severity: Severity
-  /// A path, or `command line`.
-  public var file: String
-  /// From 1; 0 when the finding is about the file as a whole.
-  public var line: Int
+  public var origin: Origin
   public var message: String
 
-  public init(_ severity: Severity, _ place: Place, _ message: String) {
+  public init(_ severity: Severity, _ origin: Origin, _ message: String) {
     self.severity = severity
-    file = place.file
-    line = place.line
+    self.origin = origin
     self.message = message
   }
 
-  /// `file:line: message`; a warning says so.
-  public var description: String {
-    "\(line > 0 ? "\(file):\(line)" : file): \(severity == .warning ? "warning: " : "")\(message)"
-  }
+  /// `file:line: message`.
+  public var description: String { "\(origin): \(message)" }
 }
 
-/// Where a value stands.
-public struct Place: Sendable, Hashable, CustomStringConvertible {
-  public var file: String
-  public var line: Int
+/// A configuration that cannot be used, with everything that is wrong with it, in the order of files and lines.
+public struct ConfigurationError: Error, Sendable, Hashable, CustomStringConvertible {
+  public var diagnostics: [Diagnostic]
+  public var warnings: [Diagnostic]
 
-  public init(file: String, line: Int) {
-    self.file = file
-    self.line = line
+  public init(diagnostics: [Diagnostic], warnings: [Diagnostic] = []) {
+    self.diagnostics = diagnostics
+    self.warnings = warnings
   }
 
-  /// A value that nobody wrote.
-  public static let unset = Place(file: "default", line: 0)
-  public var description: String { line > 0 ? "\(file):\(line)" : file }
-}
-
-/// All that is wrong with a configuration that cannot be used.
-public struct ConfigurationError: Error, Sendable, CustomStringConvertible {
-  /// Errors and warnings, in the order of the files.
-  public let diagnostics: [Diagnostic]
+  /// A line for each problem.
   public var description: String { diagnostics.map(\.description).joined(separator: "\n") }
 }
 
-/// The word of a list that a misspelt one probably means.
-enum Nearest {
-  static func to(_ word: String, among candidates: some Sequence<String>) -> String? {
-    let ranked = candidates.map { ($0, distance(word, $0)) }.min { $0.1 < $1.1 }
-    guard let ranked, ranked.1 <= max(2, word.count / 3) else { return nil }
-    return ranked.0
+/// Gathers what is found, so that one run tells everything.
+struct Findings {
+  private(set) var errors: [Diagnostic] = []
+  private(set) var warnings: [Diagnostic] = []
+  /// The files in the order they were read, which is the order of the report.
+  var files: [String] = []
+
+  mutating func error(_ origin: Origin, _ message: String) {
+    let diagnostic = Diagnostic(.error, origin, message)
+    if !errors.contains(diagnostic) { errors.append(diagnostic) }
   }
 
-  /// The edit distance of Levenshtein.
-  static func distance(_ a: String, _ b: String) -> Int {
-    let (a, b) = (Array(a.lowercased().utf8), Array(b.lowercased().utf8))
-    var row = Array(0...b.count)
-    for i in a.indices {
-      var diagonal = row[0]
-      row[0] = i + 1
-      for j in b.indices {
-        let changed = diagonal + (a[i] == b[j] ? 0 : 1)
-        diagonal = row[j + 1]
-        row[j + 1] = min(changed, diagonal + 1, row[j] + 1)
+  mutating func warning(_ origin: Origin, _ message: String) {
+    let diagnostic = Diagnostic(.warning, origin, message)
+    if !warnings.contains(diagnostic) { warnings.append(diagnostic) }
+  }
+
+  var sortedErrors: [Diagnostic] { sorted(errors) }
+  var sortedWarnings: [Diagnostic] { sorted(warnings) }
+
+  private func sorted(_ diagnostics: [Diagnostic]) -> [Diagnostic] {
+    func rank(_ diagnostic: Diagnostic) -> (Int, Int) {
+      switch diagnostic.origin {
+      case .file(let path, let line): (files.firstIndex(of: path) ?? files.count, line)
+      case .default: (files.count + 1, 0)
+      case .commandLine: (files.count + 2, 0)
       }
     }
-    return row[b.count]
+    let ranked = diagnostics.enumerated().map { (rank: rank($1), index: $0, diagnostic: $1) }
+    return ranked.sorted { ($0.rank.0, $0.rank.1, $0.index) < ($1.rank.0, $1.rank.1, $1.index) }.map(\.diagnostic)
   }
+}
+
+/// `text` in quotes, short enough for a line and free of control characters.
+func quoted(_ text: some StringProtocol) -> String {
+  var clean = ""
+  for scalar in text.unicodeScalars.prefix(80) {
+    let isUnsafe = scalar.value < 0x20 || (0x7f...0x9f).contains(scalar.value) || scalar.value == 0x2028
+    clean.unicodeScalars.append(isUnsafe ? "?" : scalar)
+  }
+  return text.unicodeScalars.count > 80 ? "\"\(clean)…\"" : "\"\(clean)\""
+}
+
+// MARK: - Nearest names
+
+/// ` ; did you mean …?` when a name is close to what was written, else the list of what is known.
+func suggestion(for text: String, among names: [String], noun: String) -> String {
+  let ranked = names.map { (distance: editDistance(text.lowercased(), $0.lowercased()), name: $0) }
+  guard let best = ranked.min(by: { $0.distance < $1.distance }) else { return "" }
+  if best.distance <= max(2, text.count / 2) { return "; did you mean \(best.name)?" }
+  return "; known \(noun): \(names.joined(separator: ", "))"
+}
+
+/// The number of insertions, deletions, replacements and swaps of neighbours between two short texts.
+func editDistance(_ a: String, _ b: String) -> Int {
+  // Nobody mistypes a name of hundreds of letters; the bound keeps a hostile file from costing quadratic time.
+  let (a, b) = (Array(a.utf8.prefix(100)), Array(b.utf8.prefix(100)))
+  var beforePrevious: [Int] = []
+  var previous = Array(0...b.count)
+  for (i, x) in a.enumerated() {
+    var row = [i + 1]
+    for (j, y) in b.enumerated() {
+      var best = min(previous[j] + (x == y ? 0 : 1), previous[j + 1] + 1, row[j] + 1)
+      if i > 0, j > 0, x == b[j - 1], a[i - 1] == y { best = min(best, beforePrevious[j - 1] + 1) }
+      row.append(best)
+    }
+    beforePrevious = previous
+    previous = row
+  }
+  return previous[b.count]
 }

@@ -1,52 +1,27 @@
-// The configuration as the rest of the program sees it: typed, checked, with the secrets wrapped.
+// The configuration as typed values: what every other room reads.
 
 import Primitives
 
-/// A secret that prints as `<redacted>` wherever it is printed.
-public struct Secret: Sendable, Equatable, CustomStringConvertible, CustomDebugStringConvertible, CustomReflectable {
-  private let value: String
-  public init(_ value: String) { self.value = value }
-  /// The secret itself, for the one place that needs it.
-  public func reveal() -> String { value }
-  public var description: String { "<redacted>" }
-  public var debugDescription: String { description }
-  public var customMirror: Mirror { Mirror(self, children: []) }
+/// The whole configuration, checked.
+public struct Settings: Sendable {
+  public var global = GlobalSettings()
+  /// By lowercased name.
+  public var domains: [String: DomainSettings] = [:]
+  public var users: [UserSettings] = []
+  public var mappings: [MappingSettings] = []
+  var descriptions: [(section: String, key: String, value: String, origin: String)] = []
+
+  public init() {}
+
+  /// Every key with its effective value and where that came from, in the order of the files; secrets are redacted.
+  public func describe() -> [(section: String, key: String, value: String, origin: String)] { descriptions }
 }
 
-public enum LogFile: Sendable, Equatable {
-  case journal, stderr
-  case path(String)
-}
-
-public enum LogLevel: String, Sendable, CaseIterable {
-  case debug = "DEBUG"
-  case info = "INFO"
-  case notice = "NOTICE"
-  case warning = "WARNING"
-  case error = "ERROR"
-  case critical = "CRITICAL"
-}
-
-public enum AuthMethod: String, Sendable, CaseIterable {
-  case none = "NONE"
-  case plain = "PLAIN"
-  case login = "LOGIN"
-  case xoauth2 = "XOAUTH2"
-  case oauthBearer = "OAUTHBEARER"
-}
-
-public enum TLSVersion: String, Sendable, CaseIterable {
-  case tls12 = "1.2"
-  case tls13 = "1.3"
-}
-
-public enum EnvelopeSender: String, Sendable, CaseIterable { case keep, relayAccount = "relay_account", srs }
-public enum FromHeader: String, Sendable, CaseIterable { case keep, via }
-
-/// `[global]`.
+/// The `[global]` section.
 public struct GlobalSettings: Sendable {
-  public var defaultHostname = ""
-  public var defaultFrom: String?
+  /// The name of this relay: banner, EHLO, Received, Message-ID.
+  public var defaultHostname = "localhost"
+  public var defaultFrom = ""
   public var configDir = ""
   public var domainsDir = ""
   public var usersDir = ""
@@ -54,109 +29,109 @@ public struct GlobalSettings: Sendable {
   public var sslDir = ""
   public var logFile = LogFile.journal
   public var logLevel = LogLevel.info
+  /// Upstream connections per relay account, at most.
   public var maxConnections = 10
   public var connectionTimeout = Duration.seconds(30)
   public var readTimeout = Duration.seconds(60)
   public var writeTimeout = Duration.seconds(60)
   public var enableRateLimiting = true
+  /// Messages that an account may start per minute.
   public var rateLimitPerMinute = 100
   public var rateLimitBurst = 10
-  public var listen: [Endpoint] = []
-  public var trustedNetworks: [IPNetwork] = []
-  /// The `[domain:]` for recipients that nothing else routes; already resolved, so nil means none.
+  public var listen = ["0.0.0.0:25", "[::]:25"].compactMap { Endpoint($0) }
+  public var listenSubmission: [Endpoint] = []
+  public var listenSMTPS: [Endpoint] = []
+  public var trustedNetworks = ["127.0.0.0/8", "::1"].compactMap { IPNetwork($0) }
+  /// The `[domain:]` of recipients that nothing else names, lowercased.
   public var defaultDomain: String?
+  /// In octets.
   public var maxMessageSize = 35_882_577
   public var maxRecipients = 100
   public var maxClientConnections = 1000
   public var maxClientConnectionsPerIP = 50
+  /// Messages per client address; 0 does not limit.
   public var clientRateLimitPerMinute = 0
   public var clientTimeout = Duration.seconds(300)
-  /// Both or none.
+  /// A PEM file; nil offers no STARTTLS. Set together with ``tlsKey``.
   public var tlsCertificate: String?
   public var tlsKey: String?
   public var queueDir = "/var/lib/ssmtp-mailer"
   public var queueLifetime = Duration.seconds(5 * 86_400)
-  public var retrySchedule: [Duration] = []
+  /// The waits between attempts; the last repeats.
+  public var retrySchedule = [60, 300, 900, 1800, 3600, 7200, 14400].map { Duration.seconds($0) }
+  /// Zero never reports a delay.
   public var delayWarning = Duration.seconds(4 * 3600)
   public var adminSocket = "/run/ssmtp-mailer/admin.sock"
+  public var metricsListen: [Endpoint] = []
+
+  public init() {}
 }
 
-/// `[domain:NAME]`: an upstream, or this relay itself.
+/// A `[domain:NAME]` section: an upstream and the account that sends through it, or this relay itself.
 public struct DomainSettings: Sendable {
-  /// As written in the section's title.
+  /// As it was written.
   public var name: String
-  public var place: Place
   public var enabled = true
   public var host = ""
   public var port: UInt16 = 25
   public var authMethod = AuthMethod.none
+  /// As it was set, else ``username``, else ``name``.
   public var relayAccount: String?
   public var username: String?
+  /// From whichever source gave it; nil without AUTH.
   public var password: Secret?
+  /// TLS from the first byte.
   public var useSSL = false
   public var useStartTLS = false
+  /// A PEM file; nil trusts the authorities of the system.
   public var tlsCAFile: String?
+  /// The name the certificate must be good for; nil: ``host``.
   public var tlsServerName: String?
   public var tlsMinimum = TLSVersion.tls12
+  /// nil: as `[global]` says.
   public var maxConnections: Int?
   public var messagesPerConnection = 100
+  /// nil: as `[global]` says.
   public var rateLimitPerMinute: Int?
+  /// Messages in 24 hours; nil does not limit.
   public var dailyLimit: Int?
-  public var envelopeSender = EnvelopeSender.keep
-  public var fromHeader = FromHeader.keep
-  /// This relay itself: mail for it must match a mapping, and it is never connected to.
+  public var envelopeSender = EnvelopeSenderMode.keep
+  public var fromHeader = FromHeaderMode.keep
+  /// Whether this is this relay itself, which is never connected to.
   public var isLocal = false
+
+  public init(name: String) { self.name = name }
 }
 
-/// `[user:ADDRESS]`.
+/// A `[user:ADDRESS]` section: what a sender may do.
 public struct UserSettings: Sendable {
-  /// An address, or a pattern when ``isTemplate``.
-  public var address: String
-  public var place: Place
+  /// An address, or with ``templateAddress`` a pattern; `{type}` reads as `*`.
+  public var address: AddressPattern
   public var enabled = true
   public var domain: String?
   public var canSendFrom = true
   public var canSendTo = true
-  public var isTemplate = false
-  /// Lowercased; empty allows all.
+  public var templateAddress = false
+  /// Recipient domains, lowercased; empty allows all.
   public var allowedDomains: [String] = []
   public var passwordHash: Secret?
+
+  public init(address: AddressPattern) { self.address = address }
 }
 
-/// `[mapping:NAME]`.
+/// A `[mapping:NAME]` section: new addresses for a recipient.
 public struct MappingSettings: Sendable {
   public var name: String
-  public var place: Place
   public var enabled = true
-  public var fromPattern = ""
-  public var toPatterns: [String] = []
-  public var smtpAccount: String?
-  public var domain = ""
-}
+  public var from: AddressPattern
+  public var to: [AddressPattern]
+  /// The `[domain:]` that carries the mail, lowercased.
+  public var domain: String
 
-/// A value and where it came from, for `config show`.
-public struct ShownValue: Sendable {
-  public var section: String
-  public var key: String
-  public var value: String
-  public var origin: String
-}
-
-/// A whole configuration.
-public struct Settings: Sendable {
-  public var global = GlobalSettings()
-  /// By lowercased name.
-  public var domains: [String: DomainSettings] = [:]
-  public var users: [UserSettings] = []
-  public var mappings: [MappingSettings] = []
-  var shown: [ShownValue] = []
-
-  /// Every value with its origin; secrets redacted.
-  public func describe() -> [ShownValue] { shown }
-
-  /// Whether mail for this domain is ours to rewrite, and never to be sent there.
-  public func isLocalDomain(_ name: String) -> Bool {
-    let name = name.lowercased()
-    return name == global.defaultHostname.lowercased() || domains[name].map { $0.isLocal && $0.enabled } == true
+  public init(name: String, from: AddressPattern, to: [AddressPattern], domain: String) {
+    self.name = name
+    self.from = from
+    self.to = to
+    self.domain = domain
   }
 }

@@ -1,96 +1,154 @@
-// The words of the configuration as typed values. Each reader returns nil for a word it does not understand, and
-// says what it wants.
+// The types of values, and how their text is read.
 
 import Primitives
 
-struct ValueKind<Value: Sendable>: Sendable {
-  /// Completes "must be …".
-  let wanted: String
-  let read: @Sendable (String) -> Value?
+/// A password or token. It prints as `<redacted>`; only ``reveal()`` gives it away.
+public struct Secret: Sendable, Equatable, CustomStringConvertible, CustomDebugStringConvertible, CustomReflectable {
+  private let text: String
+  public init(_ text: String) { self.text = text }
+
+  /// The secret itself, for AUTH and nothing else.
+  public func reveal() -> String { text }
+  public var description: String { "<redacted>" }
+  public var debugDescription: String { description }
+  public var customMirror: Mirror { Mirror(self, children: [:]) }
 }
 
-enum Values {
-  static let boolean = ValueKind(wanted: "true or false (or yes, no, on, off)") { word -> Bool? in
-    switch word.lowercased() {
+/// Where the log goes.
+public enum LogFile: Sendable, Hashable, CustomStringConvertible {
+  case journal
+  case stderr
+  case path(String)
+
+  public var description: String {
+    switch self {
+    case .journal: "journal"
+    case .stderr: "stderr"
+    case .path(let path): path
+    }
+  }
+}
+
+/// The least severity that is logged.
+public enum LogLevel: String, Sendable, Hashable, CaseIterable {
+  case debug = "DEBUG"
+  case info = "INFO"
+  case notice = "NOTICE"
+  case warning = "WARNING"
+  case error = "ERROR"
+  case critical = "CRITICAL"
+}
+
+/// How this relay proves to an upstream who it is.
+public enum AuthMethod: String, Sendable, Hashable, CaseIterable {
+  case none = "NONE"
+  case plain = "PLAIN"
+  case login = "LOGIN"
+  case xoauth2 = "XOAUTH2"
+  case oauthBearer = "OAUTHBEARER"
+}
+
+/// The oldest version of TLS that is spoken.
+public enum TLSVersion: String, Sendable, Hashable, CaseIterable {
+  case tls12 = "1.2"
+  case tls13 = "1.3"
+}
+
+/// What becomes of the envelope sender on the way out.
+public enum EnvelopeSenderMode: String, Sendable, Hashable, CaseIterable {
+  case keep
+  case relayAccount = "relay_account"
+  case srs
+}
+
+/// What becomes of the From field on the way out.
+public enum FromHeaderMode: String, Sendable, Hashable, CaseIterable {
+  case keep
+  case via
+}
+
+// MARK: - Reading
+
+enum ValueReader {
+  static func boolean(_ text: String) -> Bool? {
+    switch text.lowercased() {
     case "true", "yes", "on": true
     case "false", "no", "off": false
     default: nil
     }
   }
 
-  static func integer(_ range: ClosedRange<Int>) -> ValueKind<Int> {
-    ValueKind(wanted: "a number from \(range.lowerBound) to \(range.upperBound)") { word in
-      Int(word).flatMap { range.contains($0) ? $0 : nil }
+  /// `30`, `30s`, `5m`, `4h`, `5d`.
+  static func duration(_ text: String) -> Duration? {
+    let units: [Character: Int] = ["s": 1, "m": 60, "h": 3600, "d": 86_400]
+    return scaled(text, units).map { .seconds($0) }
+  }
+
+  /// `35882577`, `64K`, `25M`, `1G`; the letters count in powers of 1024.
+  static func size(_ text: String) -> Int? {
+    scaled(text, ["K": 1 << 10, "k": 1 << 10, "M": 1 << 20, "m": 1 << 20, "G": 1 << 30, "g": 1 << 30])
+  }
+
+  /// Digits alone; no sign, no blanks.
+  static func count(_ text: some StringProtocol) -> Int? {
+    guard !text.isEmpty, text.utf8.allSatisfy({ (0x30...0x39).contains($0) }) else { return nil }
+    return Int(text)
+  }
+
+  private static func scaled(_ text: String, _ units: [Character: Int]) -> Int? {
+    guard let last = text.last, let unit = units[last] else { return count(text) }
+    guard let number = count(text.dropLast()) else { return nil }
+    let (product, overflow) = number.multipliedReportingOverflow(by: unit)
+    // Sums of durations are kept in nanoseconds elsewhere; a century is enough.
+    return overflow || product > 1 << 50 ? nil : product
+  }
+
+  /// `host`, `host:port`, `192.0.2.1`, `[2001:db8::1]:587` or a bare IPv6 address.
+  static func host(_ text: String) -> (host: String, port: UInt16?)? {
+    if IPAddress(text) != nil { return (text, nil) }
+    if text.hasPrefix("[") {
+      guard let close = text.firstIndex(of: "]") else { return nil }
+      let inner = text[text.index(after: text.startIndex)..<close]
+      guard IPAddress(inner) != nil else { return nil }
+      let rest = text[text.index(after: close)...]
+      if rest.isEmpty { return (String(inner), nil) }
+      guard rest.hasPrefix(":"), let port = port(rest.dropFirst()) else { return nil }
+      return (String(inner), port)
+    }
+    let parts = text.split(separator: ":", omittingEmptySubsequences: false)
+    guard parts.count <= 2, isHostname(parts[0]) else { return nil }
+    if parts.count == 1 { return (text, nil) }
+    guard let port = port(parts[1]) else { return nil }
+    return (String(parts[0]), port)
+  }
+
+  static func port(_ text: some StringProtocol) -> UInt16? {
+    count(text).flatMap { (1...65535).contains($0) ? UInt16($0) : nil }
+  }
+
+  /// Letters, digits, hyphens and underscores in labels of 1 to 63 octets; octets above 127 pass (IDN).
+  static func isHostname(_ text: some StringProtocol) -> Bool {
+    guard text.utf8.count <= 255 else { return false }
+    return text.utf8.split(separator: UInt8(ascii: "."), omittingEmptySubsequences: false).allSatisfy { label in
+      let hyphen = UInt8(ascii: "-")
+      guard !label.isEmpty, label.count <= 63, label.first != hyphen, label.last != hyphen else { return false }
+      return label.allSatisfy {
+        switch $0 {
+        case 0x30...0x39, 0x41...0x5a, 0x61...0x7a, 0x80..., hyphen, UInt8(ascii: "_"): true
+        default: false
+        }
+      }
     }
   }
+}
 
-  static let size = ValueKind(wanted: "a size in octets, such as 35882577 or 25M") { word -> Int? in
-    let units: [Character: Int] = ["K": 1 << 10, "M": 1 << 20, "G": 1 << 30]
-    guard let last = word.last else { return nil }
-    let factor = units[Character(last.uppercased())]
-    guard let number = Int(factor == nil ? word : String(word.dropLast())), number > 0 else { return nil }
-    let (product, overflow) = number.multipliedReportingOverflow(by: factor ?? 1)
-    return overflow ? nil : product
-  }
-
-  static func duration(atLeast minimum: Duration = .zero) -> ValueKind<Duration> {
-    ValueKind(wanted: "a duration, such as 30, 30s, 5m, 4h or 5d\(minimum > .zero ? ", at least 1 second" : "")") {
-      duration(of: $0).flatMap { $0 >= minimum ? $0 : nil }
+extension Duration {
+  /// As the configuration writes it: `90s`, `5m`, `4h`, `5d`.
+  var configurationText: String {
+    let seconds = components.seconds
+    for (unit, size) in [("d", Int64(86_400)), ("h", 3600), ("m", 60)] where seconds > 0 && seconds % size == 0 {
+      return "\(seconds / size)\(unit)"
     }
-  }
-
-  private static func duration(of word: String) -> Duration? {
-    let units: [Character: Int64] = ["s": 1, "m": 60, "h": 3600, "d": 86_400]
-    guard let last = word.last else { return nil }
-    let factor = units[last]
-    guard let number = Int64(factor == nil ? word : String(word.dropLast())), number >= 0, number <= 1_000_000_000 else {
-      return nil
-    }
-    return .seconds(number * (factor ?? 1))
-  }
-
-  static let durations = ValueKind(wanted: "durations separated by commas, such as 1m, 5m, 1h") { word -> [Duration]? in
-    let parts = list(of: word)
-    let values = parts.compactMap { duration(of: $0).flatMap { $0 > .zero ? $0 : nil } }
-    return values.isEmpty || values.count != parts.count ? nil : values
-  }
-
-  static let endpoints = ValueKind(
-    wanted: "addresses with ports separated by commas, such as 0.0.0.0:25, [::]:25"
-  ) { word -> [Endpoint]? in
-    let parts = list(of: word)
-    let values = parts.compactMap { Endpoint($0) }
-    return values.isEmpty || values.count != parts.count ? nil : values
-  }
-
-  static let networks = ValueKind(wanted: "networks separated by commas, such as 127.0.0.0/8, ::1") {
-    word -> [IPNetwork]? in
-    let parts = list(of: word)
-    let values = parts.compactMap { IPNetwork($0) }
-    return values.count != parts.count ? nil : values
-  }
-
-  static let text = ValueKind(wanted: "a text") { word -> String? in word.isEmpty ? nil : word }
-  static let texts = ValueKind(wanted: "a list separated by commas") { word -> [String]? in list(of: word) }
-
-  static let hostname = ValueKind(wanted: "a host name, such as mailer.example.com") { word -> String? in
-    let labels = word.split(separator: ".", omittingEmptySubsequences: false)
-    let isName = labels.allSatisfy { label in
-      !label.isEmpty && label.utf8.count <= 63 && !label.hasPrefix("-")
-        && label.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x7a).contains($0 | 0x20) || $0 == 0x2d || $0 == 0x5f }
-    }
-    return isName && word.utf8.count <= 253 ? word : nil
-  }
-
-  static func choice<Value: RawRepresentable & CaseIterable & Sendable>(_ type: Value.Type) -> ValueKind<Value>
-  where Value.RawValue == String {
-    let words = Value.allCases.map(\.rawValue)
-    return ValueKind(wanted: "one of \(words.joined(separator: ", "))") { word in
-      Value.allCases.first { $0.rawValue.lowercased() == word.lowercased() }
-    }
-  }
-
-  static func list(of word: String) -> [String] {
-    word.split(separator: ",").map { INI.trim(String($0)) }.filter { !$0.isEmpty }
+    return "\(seconds)s"
   }
 }

@@ -5,12 +5,13 @@ import FlyingFox
 import FlyingSocks
 import FoundationEssentials
 import Glibc
-import struct Logging.Logger
 import Message
 import Primitives
 import SMTP
 import Spool
 import Telemetry
+
+import struct Logging.Logger
 
 /// Answers questions about the queue and carries out orders on it.
 struct AdminServer: Sendable {
@@ -33,7 +34,9 @@ struct AdminServer: Sendable {
       chmod(path, 0o660)
       whenListening()
       try await task.value
-    } onCancel: { task.cancel() }
+    } onCancel: {
+      task.cancel()
+    }
   }
 
   private func addRoutes(to server: HTTPServer) async {
@@ -73,22 +76,27 @@ struct AdminServer: Sendable {
     let account = query("account")
     let state = query("state")
     let entries = await store.entries(startingAfter: query("after").flatMap { QueueID($0) }, limit: limit)
+    let active = await delivery.messagesUnderWay()
     var items: [QueueItem] = []
     for entry in entries {
       if let account, !entry.lanes.contains(where: { $0.account == account }) { continue }
       guard let (envelope, message) = try await store.readEnvelope(entry.id) else { continue }
-      let item = item(entry.id, entry.size, envelope, message)
+      let item = item(entry.id, entry.size, envelope, message, isActive: active.contains(entry.id))
       if let state, state != item.state { continue }
       items.append(item)
     }
     return QueuePage(messages: items, next: entries.count == limit ? entries.last?.id.description : nil)
   }
 
-  private func item(_ id: QueueID, _ size: Int, _ envelope: Envelope, _ state: MessageState) -> QueueItem {
+  private func item(_ id: QueueID, _ size: Int, _ envelope: Envelope, _ state: MessageState, isActive: Bool)
+    -> QueueItem
+  {
     let open = envelope.recipients.indices.filter { state.recipients[$0] == nil }
     let lane = state.lanes.values.min { $0.nextAttempt < $1.nextAttempt }
     let word =
-      if state.deadReason != nil { "dead" } else if state.isHeld { "held" } else if lane != nil { "deferred" } else {
+      if isActive { "active" } else if state.deadReason != nil { "dead" } else if state.isHeld {
+        "held"
+      } else if lane != nil { "deferred" } else {
         "queued"
       }
     return QueueItem(
@@ -113,7 +121,8 @@ struct AdminServer: Sendable {
     }
     let envelope = message.envelope
     return QueueDetail(
-      item: item(id, size, envelope, message.state), client: envelope.clientAddress, helo: envelope.helo,
+      item: item(id, size, envelope, message.state, isActive: await delivery.messagesUnderWay().contains(id)),
+      client: envelope.clientAddress, helo: envelope.helo,
       recipients: envelope.recipients.enumerated().map { index, recipient in
         let (word, reply): (String, String?) =
           switch message.state.recipients[index] {

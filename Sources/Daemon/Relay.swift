@@ -63,7 +63,8 @@ public final class Relay: Sendable {
   public init(_ settings: Settings, time: any Timekeeper = SystemTime()) async throws(DaemonError) {
     self.time = time
     started = time.wallClock
-    do throws(LogError) { output = try LogOutput(settings.logDestination, level: settings.logLevel, time: time) } catch {
+    do throws(LogError) { output = try LogOutput(settings.logDestination, level: settings.logLevel, time: time) } catch
+    {
       throw DaemonError(error.description, exitStatus: 73)
     }
     log = output.logger("relay")
@@ -259,14 +260,16 @@ public final class Relay: Sendable {
 extension StatusReport.Account {
   init(_ snapshot: AccountSnapshot) {
     let state =
-      if !snapshot.isEnabled { "disabled" } else if snapshot.hold != nil { "on hold" } else if snapshot.connections == 0 {
+      if !snapshot.isEnabled { "disabled" } else if snapshot.hold != nil { "on hold" } else if snapshot.connections == 0
+      {
         "idle"
       } else { "ok" }
     let counters = snapshot.counters
     self.init(
       name: snapshot.name, account: snapshot.account, upstream: snapshot.upstream, state: state,
       reason: snapshot.hold?.reason, advice: snapshot.hold?.advice,
-      heldSince: snapshot.hold.map { ISOTime.format($0.since) }, nextTry: snapshot.hold.map { ISOTime.format($0.nextTry) },
+      heldSince: snapshot.hold.map { ISOTime.format($0.since) },
+      nextTry: snapshot.hold.map { ISOTime.format($0.nextTry) },
       queued: snapshot.queued, active: snapshot.active, connections: snapshot.connections,
       maximumConnections: snapshot.maximumConnections, ratePerMinute: snapshot.ratePerMinute, tokens: snapshot.tokens,
       delivered: counters.delivered, deferred: counters.deferred, failed: counters.failed, inDoubt: counters.inDoubt,

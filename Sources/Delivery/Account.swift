@@ -8,8 +8,8 @@ import Primitives
 import SMTP
 import Spool
 
-/// A message and when it may be tried. The time is the wall clock's, exactly as the queue has it on disk: an entry
-/// whose time is no longer the one on disk is stale and is dropped.
+/// A message and when it may be tried. The time is the wall clock's, as the queue has it on disk: an entry that is
+/// earlier than what is on disk is stale and is dropped.
 struct Due: Comparable {
   var when: Int64
   var id: QueueID
@@ -48,6 +48,8 @@ actor Account {
   private static let freshLimit = 16 * 1024 * 1024
   /// Messages that a connection has, or is about to get.
   private var active: Set<QueueID> = []
+  /// Messages that are being deleted, with the entries that were passed over meanwhile.
+  private var cancelled: [QueueID: [Due]] = [:]
 
   private var bucket: TokenBucket?
   private var connections: [Int: Member] = [:]
@@ -61,6 +63,7 @@ actor Account {
   /// While set, no connection is opened; those that live go on.
   private var loginHold: Hold?
   private var loginBackOff = BackOff(first: .seconds(1), limit: .seconds(300))
+  private var refusalBackOff = BackOff(first: .seconds(60), limit: .seconds(3600))
 
   private var isStopping = false
   private var whenStopped: [CheckedContinuation<Void, Never>] = []
@@ -76,6 +79,10 @@ actor Account {
     var taken = 0
     var delivered = 0
     var isRetiring = false
+    /// The upstream has said that it leaves: what is sent now would only be in doubt.
+    var isDying = false
+
+    func takes(_ others: Int) -> Bool { isReady && !isRetiring && !isDying && inFlight <= others }
   }
 
   struct Hold: Sendable {
@@ -139,20 +146,35 @@ actor Account {
   func retry(_ ids: [QueueID]?) {
     if let ids {
       for id in ids where !active.contains(id) { due.insert(Due(when: Due.forced, id: id)) }
+      // It goes as the canary; one message is no reason to let all the others loose on an account that is blocked.
+      hold?.until = time.now
+      loginHold?.until = time.now
     } else {
       let all = due.unordered
       due = Heap(all.map { Due(when: Due.forced, id: $0.id) })
+      hold = nil
+      loginHold = nil
     }
-    hold = nil
-    loginHold = nil
     pump()
   }
 
-  /// Forgets a message that is about to be removed. Returns false when it is being delivered now.
+  /// Keeps back a message that is about to be removed, until ``endCancel(_:isRemoved:)``: other accounts have to be
+  /// asked first. Returns false when it is being delivered now.
   func cancel(_ id: QueueID) -> Bool {
     if active.contains(id) { return false }
-    _ = takeFresh(id)
+    cancelled[id] = []
     return true
+  }
+
+  /// The message is gone, or stays because another account delivers it now.
+  func endCancel(_ id: QueueID, isRemoved: Bool) {
+    guard let passed = cancelled.removeValue(forKey: id) else { return }
+    if isRemoved {
+      _ = takeFresh(id)
+    } else {
+      for entry in passed { due.insert(entry) }
+      pump()
+    }
   }
 
   func configure(_ settings: UpstreamSettings, _ delivery: DeliverySettings) {
@@ -207,6 +229,11 @@ actor Account {
       }
       // Behind a hold one message goes alone, to see whether it is over.
       if hold != nil, !active.isEmpty { return }
+      if cancelled[first.id] != nil {
+        cancelled[first.id]?.append(first)
+        due.removeMin()
+        continue
+      }
       if active.contains(first.id) {
         due.removeMin()
         continue
@@ -223,12 +250,12 @@ actor Account {
 
   private func freeConnection() -> Int? {
     while let number = idle.last {
-      if let member = connections[number], member.isReady, !member.isRetiring, member.inFlight == 0 { return number }
+      if let member = connections[number], member.takes(0) { return number }
       idle.removeLast()
     }
     // On a slow line a message may follow before the last one is answered for; a new connection comes first.
     guard connections.count >= connectionLimit else { return nil }
-    return connections.values.filter { $0.isReady && !$0.isRetiring && $0.inFlight < $0.depth }
+    return connections.values.filter { $0.takes($0.depth - 1) }
       .min { $0.inFlight < $1.inFlight }?.connection.number
   }
 
@@ -244,7 +271,8 @@ actor Account {
     active.insert(entry.id)
     if let message = takeFresh(entry.id) {
       let job = Job(
-        id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0, content: message.content)
+        id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
+        content: message.content)
       member.connection.assumeIsolated { $0.start(job) }
     } else {
       Task { await load(entry, over: number) }
@@ -265,20 +293,27 @@ actor Account {
       abandon(entry.id, on: number)
       return pump()
     }
-    guard let member = connections[number], member.isReady else {
+    guard let member = connections[number], member.isReady, !member.isDying else {
       abandon(entry.id, on: number)
       due.insert(entry)
       return pump()
     }
-    await member.connection.start(job)
+    start(job, over: member.connection)
+  }
+
+  /// Without a suspension between the look at the connection and its start: it could be gone then.
+  private func start(_ job: Job, over connection: UpstreamConnection) {
+    connection.assumeIsolated { $0.start(job) }
   }
 
   private func job(for message: QueuedMessage, _ entry: Due) -> Job? {
     let state = message.state
-    if state.isHeld || state.deadReason != nil { return nil }
+    // A message may be dead for some of its recipients and still have to reach the others.
+    if state.isHeld { return nil }
     let lane = state.lanes[name]
     let planned = lane?.nextAttempt ?? message.envelope.arrival
-    if entry.when != Due.forced, planned.microseconds != entry.when { return nil }
+    // Put off since: there is a later entry. (An entry may also be later than the plan: then reading it failed.)
+    if entry.when != Due.forced, planned.microseconds > entry.when { return nil }
     let open = message.envelope.recipients.indices.filter {
       message.envelope.recipients[$0].account == name && state.recipients[$0] == nil
     }
@@ -301,6 +336,7 @@ actor Account {
     member.inFlight -= 1
     connections[number] = member
     guard member.inFlight == 0 else { return }
+    if member.isDying { return }
     if member.isRetiring || isStopping {
       member.connection.assumeIsolated { $0.quit() }
     } else {
@@ -339,7 +375,7 @@ actor Account {
     isOpening = false
     counters.logins += settings.credential == nil ? 0 : 1
     if tls?.isResumed == true { counters.resumed += 1 }
-    loginBackOff.succeed()
+    // The back-off goes on until a message is judged: an upstream may let us in only to throw us out.
     if loginHold != nil { services.log.notice("account \(name): connected again") }
     loginHold = nil
     connections[number]?.peer = peer
@@ -358,26 +394,26 @@ actor Account {
 
   func openingFailed(_ number: Int, _ failure: OpenFailure) {
     isOpening = false
-    connections[number] = nil
-    holdLogins(failure.fault, failure.description)
+    let isOutdated = connections.removeValue(forKey: number)?.isRetiring ?? true
+    // What the settings of before were refused for says nothing about those of now.
+    if !isOutdated { holdLogins(failure.fault, failure.description) }
     pump()
     stopIfDone()
   }
 
   /// No new connections for a while. With none alive this is what keeps the mail waiting; nobody's mail ages by it.
   private func holdLogins(_ fault: AccountFault, _ reason: String) {
+    let wait: Duration
     switch fault {
-    case .unreachable, .certificate, .insecure: loginBackOff.limit = .seconds(300)
-    default:
-      // Each refused login counts against the account: Gmail locks those who insist.
-      if loginBackOff.failures == 0 { loginBackOff.first = .seconds(60) }
-      loginBackOff.limit = .seconds(3600)
+    case .unreachable, .certificate, .insecure: wait = loginBackOff.fail(random: services.random())
+    // Each refused login counts against the account: Gmail locks those who insist.
+    default: wait = refusalBackOff.fail(random: services.random())
     }
-    let wait = loginBackOff.fail(random: services.random())
     loginHold = Hold(fault: fault, reason: reason, until: time.now + wait, since: loginHold?.since ?? time.wallClock)
     lastError = reason
     services.log.error(
-      "account \(name): no connection (\(fault.rawValue)): \(reason); \(mailWaits), next try in \(wait.rounded); \(fault.advice)")
+      "account \(name): no connection (\(fault.rawValue)): \(reason); \(mailWaits), next try in \(wait.rounded); \(fault.advice)"
+    )
     if !due.isEmpty { wake(at: time.now + wait) }
   }
 
@@ -389,7 +425,8 @@ actor Account {
     hold = Hold(fault: fault, reason: reason, until: time.now + wait, since: hold?.since ?? time.wallClock)
     lastError = reason
     services.log.error(
-      "account \(name): on hold (\(fault.rawValue)): \(reason); \(mailWaits), a canary goes in \(wait.rounded); \(fault.advice)")
+      "account \(name): on hold (\(fault.rawValue)): \(reason); \(mailWaits), a canary goes in \(wait.rounded); \(fault.advice)"
+    )
     wake(at: time.now + wait)
   }
 
@@ -410,7 +447,8 @@ actor Account {
   func closed(_ number: Int, _ reason: String, peer: String, isFault: Bool) {
     guard let member = connections.removeValue(forKey: number) else { return }
     idle.removeAll { $0 == number }
-    services.log.debug("account \(name): connection \(number) to \(peer) closed after \(member.delivered) messages: \(reason)")
+    services.log.debug(
+      "account \(name): connection \(number) to \(peer) closed after \(member.delivered) messages: \(reason)")
     if isFault, member.delivered == 0, !isStopping {
       // An upstream that lets us in and throws us out is not there for us.
       holdLogins(.unreachable, "\(peer): \(reason)")
@@ -425,9 +463,16 @@ actor Account {
   func finished(_ job: Job, _ outcome: ClientTransaction.Outcome, on number: Int, peer: String, depth: Int) {
     connections[number]?.depth = depth
     if outcome.recipients.contains(where: \.isAccepted) { connections[number]?.delivered += 1 }
+    if outcome.mustClose {
+      connections[number]?.isDying = true
+    } else {
+      loginBackOff.succeed()
+      refusalBackOff.succeed()
+    }
     release(number)
     settle(job, outcome, peer: peer)
-    pump()
+    // Of a connection that goes, ``closed(_:_:peer:isFault:)`` comes next, and says whether another one may be opened.
+    if !outcome.mustClose { pump() }
     stopIfDone()
   }
 
@@ -436,7 +481,8 @@ actor Account {
     if outcome.isInDoubt {
       counters.inDoubt += 1
       services.log.warning(
-        "\(job.id): in doubt: the connection to \(peer) broke behind the end of the message (\(reason)); it will be sent again unchanged")
+        "\(job.id): in doubt: the connection to \(peer) broke behind the end of the message (\(reason)); it will be sent again unchanged"
+      )
     }
     settle(job, outcome, peer: peer)
     stopIfDone()
@@ -459,9 +505,16 @@ actor Account {
       case .accepted(let reply):
         verdict.delivered.append(index)
         note(job, index, "sent", reply, peer)
-      case .refused(let reply, .connection): verdict.retry(index, reply, isInDoubt: outcome.isInDoubt)
+      case .refused(let reply, .connection):
+        verdict.retry(index, reply, isInDoubt: outcome.isInDoubt)
+        verdict.isInterrupted = true
       case .refused(let reply, let stage): judge(job, index, reply, Stage(stage), peer, &verdict)
       }
+    }
+    if !verdict.rest.isEmpty {
+      // Of no use when nobody was taken: the next transaction would be the same.
+      for (index, reply) in verdict.rest { verdict.retry(index, reply, isInDoubt: verdict.delivered.isEmpty) }
+      verdict.isSplit = !verdict.delivered.isEmpty
     }
     counters.delivered += verdict.delivered.count
     // Whoever judges a message lets the account send.
@@ -487,6 +540,7 @@ actor Account {
     case .recipientLater, .messageLater:
       verdict.retry(index, reply, isInDoubt: true)
       note(job, index, "deferred", reply, peer)
+    case .nextTransaction: verdict.rest.append((index, reply))
     case .connectionLost: verdict.retry(index, reply, isInDoubt: false)
     case .accountHeld(let fault):
       verdict.keep(index, reply)
@@ -495,7 +549,8 @@ actor Account {
       verdict.keep(index, reply)
       verdict.isOurs = true
       services.log.critical(
-        "\(job.id): \(peer) did not understand us at \(stage.rawValue): \(reply); the message is kept: please report this as a bug")
+        "\(job.id): \(peer) did not understand us at \(stage.rawValue): \(reply); the message is kept: please report this as a bug"
+      )
     }
   }
 
@@ -504,13 +559,18 @@ actor Account {
     let rewritten = recipient.original == recipient.address ? "" : ", orig_to=<\(recipient.original)>"
     let delay = (time.wallClock - job.envelope.arrival).rounded
     services.log.info(
-      "\(job.id): to=<\(recipient.address)>\(rewritten), account=\(name), relay=\(peer), delay=\(delay), status=\(status) (\(reply))")
+      "\(job.id): to=<\(recipient.address)>\(rewritten), account=\(name), relay=\(peer), delay=\(delay), status=\(status) (\(reply))"
+    )
   }
 
   /// Writes down what became of a message that is not simply done.
   private func record(_ job: Job, _ verdict: Verdict) {
-    let attempts = job.attempts + (verdict.counts ? 1 : 0)
-    let isExpired = verdict.counts && delivery.retrySchedule.patience(afterAttempts: attempts) >= delivery.queueLifetime
+    let counts = verdict.counts && !verdict.isSplit
+    let attempts = job.attempts + (counts ? 1 : 0)
+    // Nobody's mail ends by a fault of the account or of ours, not even when another recipient was put off.
+    let isExpired =
+      counts && verdict.fault == nil && !verdict.isOurs
+      && delivery.retrySchedule.patience(afterAttempts: attempts) >= delivery.queueLifetime
     var failed = verdict.failed
     if isExpired {
       for (index, reply) in verdict.later {
@@ -536,8 +596,11 @@ actor Account {
   }
 
   private func waitBeforeRetry(_ verdict: Verdict, _ attempts: Int) -> Duration {
+    if verdict.isSplit { return .zero }
     if verdict.counts { return delivery.retrySchedule.delay(afterAttempt: attempts, random: services.random()) }
-    return verdict.isOurs ? .seconds(3600) : .zero
+    if verdict.isOurs { return .seconds(3600) }
+    // A message that breaks every connection must not be the only one that ever goes.
+    return verdict.isInterrupted ? .seconds(30) : .zero
   }
 
   /// Tells the sender first and writes the failure down then: a crash between the two repeats the notification and
@@ -605,6 +668,9 @@ actor Account {
 
   // MARK: What people ask
 
+  /// The messages that are under way now.
+  var messagesUnderWay: Set<QueueID> { active }
+
   func snapshot() -> AccountSnapshot {
     let now = time.now
     let held = hold ?? (connections.values.contains(where: \.isReady) ? nil : loginHold)
@@ -630,6 +696,12 @@ private struct Verdict {
   /// Whether the attempt counts against the message's patience.
   var counts = false
   var isOurs = false
+  /// The connection broke in the middle of the message.
+  var isInterrupted = false
+  /// Recipients that the upstream wants in a transaction of their own.
+  var rest: [(Int, Reply)] = []
+  /// Some were delivered and the rest follows at once.
+  var isSplit = false
   var fault: (AccountFault, Reply)?
 
   mutating func retry(_ index: Int, _ reply: Reply, isInDoubt: Bool) {

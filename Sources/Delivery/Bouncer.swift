@@ -37,7 +37,8 @@ struct Bouncer: Sendable {
       return .impossible
     }
     guard let sender = try? Mailbox(parsing: envelope.reversePath), let route = route(envelope.reversePath) else {
-      log.error("\(id): failed for \(names), and there is no route to its sender <\(envelope.reversePath)>: kept as dead")
+      log.error(
+        "\(id): failed for \(names), and there is no route to its sender <\(envelope.reversePath)>: kept as dead")
       return .impossible
     }
     let report = store.nextID()

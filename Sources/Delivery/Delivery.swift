@@ -112,7 +112,8 @@ public final class Delivery: Sendable {
   /// Takes what the queue held when the daemon started.
   public func recover(_ entries: [QueueEntry]) async {
     var lanes: [String: [(id: QueueID, when: Timestamp)]] = [:]
-    for entry in entries where !entry.isHeld && !entry.isDead {
+    // One that is dead for some of its recipients has lanes for those it still has to reach.
+    for entry in entries where !entry.isHeld {
       for lane in entry.lanes { lanes[lane.account, default: []].append((entry.id, lane.nextAttempt)) }
     }
     for (name, entries) in lanes { await account(name).recover(entries) }
@@ -130,12 +131,22 @@ public final class Delivery: Sendable {
 
   /// Takes a message out of the queue. Returns false when it is being delivered at this moment.
   public func delete(_ id: QueueID) async -> Bool {
-    for account in all where await !account.cancel(id) { return false }
-    services.store.remove(id)
-    return true
+    let accounts = all
+    var isFree = true
+    for account in accounts where await !account.cancel(id) { isFree = false }
+    if isFree { services.store.remove(id) }
+    for account in accounts { await account.endCancel(id, isRemoved: isFree) }
+    return isFree
   }
 
   private var all: [Account] { state.withLock { Array($0.accounts.values) } }
+
+  /// The messages that are under way now.
+  public func messagesUnderWay() async -> Set<QueueID> {
+    var result: Set<QueueID> = []
+    for account in all { result.formUnion(await account.messagesUnderWay) }
+    return result
+  }
 
   public func snapshots() async -> [AccountSnapshot] {
     var result: [AccountSnapshot] = []

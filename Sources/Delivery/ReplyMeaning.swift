@@ -18,6 +18,8 @@ public enum ReplyMeaning: Sendable, Hashable {
   case messageFailed
   /// Nobody gets this message now.
   case messageLater
+  /// This recipient has to go in another transaction than those that were accepted.
+  case nextTransaction
   /// The connection is at its end; the mail goes over another one.
   case connectionLost
   /// The account cannot send: hold all its mail, without ageing it. The advice is for the operator.
@@ -28,7 +30,8 @@ public enum ReplyMeaning: Sendable, Hashable {
 
 /// Why an account cannot send.
 public enum AccountFault: String, Sendable, Hashable, CaseIterable {
-  case badCredentials, loginRefused, tooManyLogins, dailyLimit, relayDenied, slowDown, unreachable, insecure, certificate
+  case badCredentials, loginRefused, tooManyLogins, dailyLimit, relayDenied, slowDown, unreachable, insecure,
+    certificate
 
   /// What the operator can do about it.
   public var advice: String {
@@ -102,6 +105,10 @@ extension ReplyMeaning {
     case (421, _): return .connectionLost
     case (500...504, _) where status.isEmpty || status.hasPrefix("5.5."): return .ourFault
     case (554, "5.7.0") where text.contains("unauthenticated"): return .ourFault
+    // Too many recipients; 552 is what old servers say (RFC 5321 4.5.3.1.10).
+    case (452, "4.5.3") where stage == .recipient, (552, "5.5.3") where stage == .recipient: return .nextTransaction
+    case (451, "4.3.0") where stage == .recipient && text.contains("multiple destination domains"):
+      return .nextTransaction
     default: break
     }
     if stage == .recipient { return reply.isPermanent ? .recipientFailed : .recipientLater }

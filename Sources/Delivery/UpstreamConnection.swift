@@ -175,14 +175,17 @@ actor UpstreamConnection {
       let offered = capabilities.authMechanisms.sorted().joined(separator: " ")
       throw OpenFailure(
         fault: .insecure,
-        description: "\(peer) does not offer AUTH \(mechanism.rawValue) (it offers: \(offered.isEmpty ? "none" : offered))")
+        description:
+          "\(peer) does not offer AUTH \(mechanism.rawValue) (it offers: \(offered.isEmpty ? "none" : offered))")
     }
     let initial: String
     switch mechanism {
     case .login:
       try await expect(stream, "AUTH LOGIN", .authentication, intermediate: true)
       try await expect(stream, SASL.login(credential.username), .authentication, intermediate: true)
-      try await expect(stream, SASL.login(credential.secret), .authentication)
+      let secret = SASL.login(credential.secret)
+      let reply = try await exchange(stream, secret, .authentication)
+      guard reply.isPositive else { throw refused(reply, .authentication, hiding: [secret, credential.secret]) }
       return
     case .plain: initial = SASL.plain(username: credential.username, password: credential.secret)
     case .xoauth2: initial = SASL.xoauth2(username: credential.username, token: credential.secret)
@@ -192,20 +195,28 @@ actor UpstreamConnection {
     }
     let reply = try await exchange(stream, "AUTH \(mechanism.rawValue) \(initial)", .authentication)
     if reply.isPositive { return }
-    guard reply.isIntermediate else { throw refused(reply, .authentication) }
+    guard reply.isIntermediate else {
+      throw refused(reply, .authentication, hiding: [initial, credential.secret])
+    }
     // The challenge explains an error; the verdict comes after an answer to it: empty for XOAUTH2 (Google), a single
     // ^A for OAUTHBEARER (RFC 7628 3.2.3).
     try await expect(stream, mechanism == .oauthBearer ? "AQ==" : "", .authentication)
   }
 
-  private func refused(_ reply: Reply, _ stage: Stage) -> OpenFailure {
+  /// - Parameter secrets: servers exist that repeat what they refuse, and this text is logged.
+  private func refused(_ reply: Reply, _ stage: Stage, hiding secrets: [String] = []) -> OpenFailure {
     let fault: AccountFault =
       if case .accountHeld(let fault) = ReplyMeaning(of: reply, at: stage) { fault } else { .unreachable }
-    return OpenFailure(fault: fault, description: "\(peer) answered at \(stage.rawValue): \(reply)")
+    let repeats = secrets.contains { secret in
+      !secret.isEmpty && reply.lines.contains { $0.lowercased().contains(secret.lowercased()) }
+    }
+    let shown = repeats ? "\(reply.code) (the text repeats the credentials and is not shown)" : "\(reply)"
+    return OpenFailure(fault: fault, description: "\(peer) answered at \(stage.rawValue): \(shown)")
   }
 
   @discardableResult
-  private func expect(_ stream: ByteStream, _ command: String?, _ stage: Stage, intermediate: Bool = false) async
+  private func expect(_ stream: ByteStream, _ command: String?, _ stage: Stage, intermediate: Bool = false)
+    async
     throws(OpenFailure) -> Reply
   {
     let reply = try await exchange(stream, command, stage)
@@ -230,7 +241,8 @@ actor UpstreamConnection {
         }
       }
     } catch {
-      throw OpenFailure(fault: .unreachable, description: "\(peer.isEmpty ? settings.host : peer) at \(stage.rawValue): \(error)")
+      throw OpenFailure(
+        fault: .unreachable, description: "\(peer.isEmpty ? settings.host : peer) at \(stage.rawValue): \(error)")
     }
   }
 
@@ -255,6 +267,8 @@ actor UpstreamConnection {
   func start(_ job: Job) {
     let now = time.now
     if inFlight.isEmpty, waiting.isEmpty, now - lastUse > Self.probeAfter {
+      // The probe is a reset as well.
+      mustReset = false
       inFlight.append(.probe)
       stream?.append { $0.append(contentsOf: "RSET\r\n".utf8) }
       waiting.append(job)
@@ -272,7 +286,9 @@ actor UpstreamConnection {
     if let obstacle = ClientTransaction.obstacle(
       size: job.size, smtpUTF8: job.envelope.smtpUTF8, capabilities: capabilities)
     {
-      report(job, ClientTransaction.notBegun(recipients: job.recipients.count, obstacle))
+      // Not from here: the account would hand out the next message at once, and a thousand such messages would go as
+      // deep into the stack.
+      Task { report(job, ClientTransaction.notBegun(recipients: job.recipients.count, obstacle)) }
       return
     }
     var transmission = Transmission(
@@ -384,7 +400,10 @@ actor UpstreamConnection {
   }
 
   private func startWaiting() {
-    while !isWriting, let job = waiting.popFirst() { transmit(job, time.now) }
+    // Without PIPELINING a job may go back to waiting, for the reply to a reset: that reply comes here again.
+    while !isWriting, capabilities.pipelining || inFlight.isEmpty, let job = waiting.popFirst() {
+      transmit(job, time.now)
+    }
   }
 
   // MARK: Replies
@@ -395,6 +414,9 @@ actor UpstreamConnection {
     replyDeadline = SystemTime().now + timeout
     stream?.extendFill(to: replyDeadline)
   }
+
+  /// Each reply has its own time limit: a hundred recipients may take longer than one.
+  private func extendReply(by timeout: Duration) { replyDeadline = max(replyDeadline, SystemTime().now + timeout) }
 
   private func readReplies() async {
     guard let stream else { return }
@@ -436,11 +458,14 @@ actor UpstreamConnection {
     case .transaction(var transmission):
       let event = transmission.transaction.receive(reply)
       switch event {
-      case .wait: inFlight[0] = .transaction(transmission)
+      case .wait:
+        inFlight[0] = .transaction(transmission)
+        extendReply(by: settings.readTimeout)
       case .send(let commands):
         inFlight[0] = .transaction(transmission)
         stream?.append { $0.append(contentsOf: commands) }
         pushOut()
+        extendReply(by: settings.readTimeout)
       case .sendContent(let dotStuffed):
         send(&transmission, dotStuffed: dotStuffed)
         inFlight[0] = .transaction(transmission)

@@ -13,7 +13,8 @@ public enum TransportSecurity: String, Sendable, Hashable {
 }
 
 /// A user name with its secret. Printing it shows the name alone.
-public struct Credential: Sendable, Equatable, CustomStringConvertible, CustomDebugStringConvertible, CustomReflectable {
+public struct Credential: Sendable, Equatable, CustomStringConvertible, CustomDebugStringConvertible, CustomReflectable
+{
   public enum Mechanism: String, Sendable, Hashable, CaseIterable {
     case plain = "PLAIN"
     case login = "LOGIN"

@@ -71,6 +71,9 @@ public final class ByteStream {
   /// Moves the deadline of a ``fill(until:waitingFor:)`` that waits now: what it waits for has changed.
   public func extendFill(to deadline: MonotonicInstant) { watcher.extendReader(to: deadline) }
 
+  /// Ends a ``fill(until:waitingFor:)`` that waits now, as if its deadline had passed.
+  public func expireFill() { watcher.expireReader() }
+
   /// Waits until bytes arrive and appends them to what is buffered. Returns false at the end of the stream.
   public nonisolated(nonsending) func fill(until deadline: MonotonicInstant, waitingFor what: StaticString)
     async
@@ -242,12 +245,45 @@ public final class ByteStream {
 
   /// Closes the connection; whoever waits for it gets ``NetworkError/closed``. Idempotent.
   public func close() {
-    if let ssl {
-      ERR_clear_error()
-      _ = SSL_shutdown(ssl)
-      SSL_free(ssl)
-      self.ssl = nil
-    }
+    endTLS()
     watcher.close()
+  }
+
+  private func endTLS() {
+    guard let ssl else { return }
+    ERR_clear_error()
+    _ = SSL_shutdown(ssl)
+    SSL_free(ssl)
+    self.ssl = nil
+  }
+
+  /// Closes the connection so that the peer can read all that was flushed.
+  ///
+  /// A socket that is closed with unread input is reset (RFC 1122 4.2.2.13), and a reset may overtake or destroy the
+  /// last reply. So this says that no more will come, then drops what still arrives until the peer closes too, but
+  /// not longer than `deadline` and not more than `limit` octets. A deadline that has passed drops what is there.
+  public nonisolated(nonsending) func closeGently(until deadline: MonotonicInstant, dropping limit: Int = 4 << 20) async
+  {
+    defer { close() }
+    if watcher.isClosed { return }
+    endTLS()
+    guard shutdown(watcher.descriptor, CInt(SHUT_WR)) == 0 else { return }
+    var dropped = 0
+    while dropped < limit, !watcher.isClosed {
+      let count = recv(watcher.descriptor, loop.scratch.baseAddress, loop.scratch.count, 0)
+      if count > 0 {
+        dropped += count
+        continue
+      }
+      if count == 0 { return }
+      switch errno {
+      case EINTR: continue
+      case EAGAIN:
+        watcher.isReadable = false
+        if watcher.isHungUp || deadline <= SystemTime().now { return }
+        guard await watcher.readable(until: deadline) == .ready else { return }
+      default: return
+      }
+    }
   }
 }

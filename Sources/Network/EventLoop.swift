@@ -257,6 +257,13 @@ final class Watcher {
     if deadline != .distantFuture { loop.armSweep() }
   }
 
+  /// Ends the wait of the reader, if one waits, as if its deadline had passed.
+  func expireReader() {
+    guard let reader else { return }
+    self.reader = nil
+    reader.wake.resume(returning: .timedOut)
+  }
+
   nonisolated(nonsending) func writable(until deadline: MonotonicInstant) async -> Wait {
     if isClosed { return .closed }
     if isWritable { return .ready }

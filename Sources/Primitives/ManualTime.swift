@@ -1,6 +1,5 @@
 // A clock that moves when a test says so.
 
-
 /// A ``Timekeeper`` that stands still until ``advance(by:)`` is called.
 public final class ManualTime: Timekeeper {
   private struct State {

@@ -1,214 +1,225 @@
-// Where mail goes: a pure function of the settings, an address, a sender and how far the client is trusted.
+// The route of a recipient: mapping, local domain, relaying, refusal, in this order and nowhere else.
 
 import Configuration
 import Primitives
 import SMTP
 
-/// How far a client is trusted.
-public enum ClientStanding: Sendable, Hashable {
-  case untrusted
-  /// Its address is in `trusted_networks`.
-  case trusted
-  /// It has proved to be this address by AUTH.
-  case authenticated(String)
-
-  var mayRelay: Bool { self != .untrusted }
-}
-
-/// One way of one message.
-public struct Route: Sendable, Hashable {
-  public enum Rule: String, Sendable {
-    case mapping, senderMapping, senderDomain, recipientDomain, defaultDomain
-  }
-  /// The recipient as the upstream gets it.
-  public var address: Mailbox
-  /// The name of the `[domain:]` that carries it.
-  public var account: String
-  public var rule: Rule
-}
-
-/// What becomes of a recipient.
-public enum Decision: Sendable, Hashable {
-  case accept([Route])
-  case reject(Reply)
-}
-
-/// A decision and the steps to it, in words.
-public struct Explanation: Sendable {
-  public var steps: [String]
-  public var decision: Decision
-}
-
-/// The mapping table and the policies, ready to be asked.
+/// Pure answers about addresses, made from one configuration; a reload makes another router.
 public struct Router: Sendable {
   private let settings: Settings
-  private let mappings: MappingTable
-  private let users: UserTable
-  private static let maximumHops = 10
+  private let mappings: AddressTable<MappingSettings>
+  private let policy: SenderPolicy
+  /// The lowercased domains that are this relay itself.
+  private let localDomains: Set<String>
+  /// The lowercased names of the upstreams that are enabled.
+  private let upstreams: Set<String>
+  private let defaultDomain: String?
+  /// Whose mapping also takes mail for a postmaster without one.
+  private let defaultFrom: Mailbox?
+  private let postmaster: Mailbox?
 
   public init(_ settings: Settings) {
     self.settings = settings
-    mappings = MappingTable(settings.mappings.filter(\.enabled))
-    users = UserTable(settings.users.filter(\.enabled))
+    mappings = settings.mappingTable()
+    policy = SenderPolicy(settings)
+    let enabled = settings.domains.filter { $1.enabled }
+    let hostname = settings.global.defaultHostname.lowercased()
+    let local = Set(enabled.filter { $1.isLocal }.keys).union([hostname])
+    localDomains = local
+    let upstreams = Set(enabled.keys).subtracting(local)
+    self.upstreams = upstreams
+    defaultDomain = settings.global.defaultDomain.flatMap { upstreams.contains($0) ? $0 : nil }
+    defaultFrom = try? Mailbox(parsing: settings.global.defaultFrom)
+    postmaster = try? Mailbox(localPart: "postmaster", domain: settings.global.defaultHostname)
   }
 
-  /// Whether a client at this address may relay without AUTH.
+  /// Whether a client at `address` may send to domains that are not ours.
   public func isTrusted(_ address: IPAddress) -> Bool {
     settings.global.trustedNetworks.contains { $0.contains(address) }
   }
 
-  /// The refusal of a sender whom the users' policy forbids to send, nil when it may.
+  /// The refusal of MAIL, or nil when the sender may send.
   public func checkSender(_ path: ReversePath, client: ClientStanding) -> Reply? {
-    guard case .mailbox(let sender) = path, client.mayRelay, let user = users.find(sender), !user.canSendFrom else {
-      return nil
-    }
-    return Reply(550, "5.7.1", "\(sender) may not send (can_send_from is false)")
+    policy.users(sender: path, client: client).allSatisfy(\.canSendFrom) ? nil : SenderPolicy.mayNotSend
   }
 
-  /// The routes of a recipient.
+  /// Decides what becomes of one recipient.
   public func route(recipient: ForwardPath, sender: ReversePath, client: ClientStanding) -> Decision {
-    var steps: [String]?
-    return decide(recipient, sender, client, &steps)
+    var trace = Trace(isOn: false)
+    return decide(recipient, sender, client, &trace)
   }
 
-  /// The same with its reasons.
+  /// Decides as ``route(recipient:sender:client:)`` does and says how, the sender's own right included.
   public func explain(recipient: ForwardPath, sender: ReversePath, client: ClientStanding) -> Explanation {
-    var steps: [String]? = []
-    let decision = decide(recipient, sender, client, &steps)
-    return Explanation(steps: steps ?? [], decision: decision)
+    var trace = Trace(isOn: true)
+    if let refusal = checkSender(sender, client: client) {
+      trace.note("can_send_from is false for the sender <\(sender.text)>")
+      return Explanation(steps: trace.steps, decision: .reject(refusal))
+    }
+    let decision = decide(recipient, sender, client, &trace)
+    return Explanation(steps: trace.steps, decision: decision)
   }
 
-  /// Where a notification of ours goes, nil when there is no way.
-  public func routeBounce(to address: Mailbox) -> Route? {
-    guard case .accept(let routes) = route(recipient: .mailbox(address), sender: .null, client: .trusted) else {
-      return nil
-    }
+  /// The route of a report that goes back to a sender; nil when there is none.
+  public func routeBounce(to mailbox: Mailbox) -> Route? {
+    var trace = Trace(isOn: false)
+    guard case .accept(let routes) = decide(.mailbox(mailbox), .null, .trusted, &trace) else { return nil }
     return routes.first
   }
 
-  // MARK: The rules
+  // MARK: - The rules
 
   private func decide(
-    _ recipient: ForwardPath, _ sender: ReversePath, _ client: ClientStanding, _ steps: inout [String]?
+    _ path: ForwardPath, _ sender: ReversePath, _ client: ClientStanding, _ trace: inout Trace
   ) -> Decision {
-    guard let mailbox = mailbox(of: recipient, &steps) else { return .reject(Self.unknownPostmaster) }
-    if let refusal = policyRefusal(mailbox, sender, client, &steps) { return .reject(refusal) }
-    if let routes = mapped(mailbox, &steps) {
-      if let route = routes.first(where: { isForbidden($0, sender, client) }) {
-        steps?.append("the sender's allowed_domains do not have \(route.address.domain)")
-        return .reject(Reply(550, "5.7.1", "\(sender.text) may not send to \(route.address.domain)"))
-      }
-      return routes.isEmpty ? .reject(Self.unknown(mailbox)) : .accept(routes)
+    let recipient: Mailbox
+    switch path {
+    case .mailbox(let mailbox): recipient = mailbox
+    case .postmaster:
+      guard let postmaster else { return .reject(Self.unknownUser) }
+      recipient = postmaster
+      trace.note("<postmaster> without a domain is <\(recipient)>")
     }
-    if settings.isLocalDomain(mailbox.domain) {
-      steps?.append("\(mailbox.domain) is a local domain and no mapping names \(mailbox)")
-      if mailbox.localPart.lowercased() == "postmaster", let routes = defaultPostmaster(&steps) { return .accept(routes) }
-      return .reject(Self.unknown(mailbox))
+    let decision = find(recipient, sender, client, &trace)
+    guard case .accept(let routes) = decision else { return decision }
+    for user in policy.users(sender: sender, client: client)
+    where !SenderPolicy.allows(user, recipient: recipient, targets: routes) {
+      trace.note("[user:\(user.address)] may not send to <\(recipient)>")
+      return .reject(SenderPolicy.mayNotSendTo)
+    }
+    return decision
+  }
+
+  private func find(
+    _ recipient: Mailbox, _ sender: ReversePath, _ client: ClientStanding, _ trace: inout Trace
+  ) -> Decision {
+    if let match = mappings.match(recipient) {
+      trace.note("[mapping:\(match.value.name)] \(match.value.from) matches the recipient <\(recipient)>")
+      return expand(match, rule: .mapping(match.value.name), &trace)
+    }
+    trace.note("no mapping matches the recipient <\(recipient)>")
+    if localDomains.contains(recipient.domain.lowercased()) {
+      trace.note("\(recipient.domain) is a domain of this relay")
+      return local(recipient, &trace)
     }
     guard client.mayRelay else {
-      steps?.append("the client is neither trusted nor authenticated")
-      return .reject(Reply(550, "5.7.1", "Relaying denied"))
+      trace.note(
+        "\(recipient.domain) is not a domain of this relay, and the client is neither trusted nor authenticated")
+      return .reject(Self.relayingDenied)
     }
-    guard let (account, rule) = carrier(for: mailbox, sender, &steps) else {
-      return .reject(Reply(550, "5.1.2", "No route to \(mailbox.domain)"))
+    trace.note(client == .trusted ? "the client is trusted" : "the client is authenticated")
+    guard let (account, rule) = carrier(recipient, sender, &trace) else {
+      trace.note("no rule names a [domain:] that carries it")
+      return .reject(Self.noRoute)
     }
-    let route = Route(address: mailbox, account: account, rule: rule)
-    if isForbidden(route, sender, client) {
-      steps?.append("the sender's allowed_domains do not have \(mailbox.domain)")
-      return .reject(Reply(550, "5.7.1", "\(sender.text) may not send to \(mailbox.domain)"))
-    }
-    return .accept([route])
+    trace.note("[domain:\(account)] carries it: \(rule)")
+    return .accept([Route(address: recipient, account: account, rule: rule)])
   }
 
-  private static func unknown(_ mailbox: Mailbox) -> Reply { Reply(550, "5.1.1", "<\(mailbox)>: no such address here") }
-  private static let unknownPostmaster = Reply(550, "5.1.1", "<postmaster>: no such address here")
-
-  /// `<postmaster>` without a domain is the postmaster of this host (RFC 5321 4.5.1).
-  private func mailbox(of path: ForwardPath, _ steps: inout [String]?) -> Mailbox? {
-    switch path {
-    case .mailbox(let mailbox): return mailbox
-    case .postmaster:
-      steps?.append("<postmaster> stands for postmaster@\(settings.global.defaultHostname)")
-      return try? Mailbox(parsing: "postmaster@\(settings.global.defaultHostname)")
+  private func local(_ recipient: Mailbox, _ trace: inout Trace) -> Decision {
+    guard recipient.localPart.lowercased() == "postmaster" else {
+      trace.note("nobody of this name is there")
+      return .reject(Self.unknownUser)
     }
+    guard let defaultFrom, let match = mappings.match(defaultFrom) else {
+      trace.note("neither the postmaster nor default_from has a mapping")
+      return .reject(Self.unknownUser)
+    }
+    trace.note("mail for the postmaster goes where [mapping:\(match.value.name)] of default_from says")
+    return expand(match, rule: .postmaster(match.value.name), &trace)
   }
 
-  private func defaultPostmaster(_ steps: inout [String]?) -> [Route]? {
-    guard let text = settings.global.defaultFrom, let address = try? Mailbox(parsing: text),
-      let routes = mapped(address, &steps), !routes.isEmpty
-    else { return nil }
-    steps?.append("postmaster goes where default_from goes")
-    return routes
+  /// Who carries mail of a client that may relay.
+  private func carrier(
+    _ recipient: Mailbox, _ sender: ReversePath, _ trace: inout Trace
+  ) -> (account: String, rule: Route.Rule)? {
+    if let mailbox = sender.mailbox {
+      if let mapping = mappings.match(mailbox)?.value, upstreams.contains(mapping.domain) {
+        return (mapping.domain, .senderMapping(mapping.name))
+      }
+      trace.note("no mapping matches the sender <\(mailbox)>")
+      let domain = mailbox.domain.lowercased()
+      if upstreams.contains(domain) { return (domain, .senderDomain) }
+      trace.note("no [domain:] that is enabled carries mail of the sender's domain \(domain)")
+    }
+    let domain = recipient.domain.lowercased()
+    if upstreams.contains(domain) { return (domain, .recipientDomain) }
+    trace.note("no [domain:] that is enabled is named after the recipient's domain \(domain)")
+    return defaultDomain.map { ($0, .defaultDomain) }
   }
 
-  /// The routes a mapping gives, nil when none names the address. Targets in a local domain are mapped on.
-  private func mapped(_ mailbox: Mailbox, _ steps: inout [String]?) -> [Route]? {
-    guard mappings.find(mailbox) != nil else { return nil }
+  // MARK: - Mappings
+
+  /// All that a matching mapping leads to; a refusal when one of the ways ends nowhere, for mail must not shrink silently.
+  private func expand(
+    _ match: AddressTable<MappingSettings>.Match, rule: Route.Rule, _ trace: inout Trace
+  ) -> Decision {
     var routes: [Route] = []
-    var open = [(mailbox, 0)]
-    while let (address, hops) = open.popLast() {
-      guard hops < Self.maximumHops, let hit = mappings.find(address),
-        let domain = settings.domains[hit.mapping.domain.lowercased()], !domain.isLocal
-      else {
-        steps?.append("\(address) leads nowhere")
+    var budget = Self.maximumTargets
+    if let refusal = follow(match, rule, depth: 1, &budget, &routes, &trace) { return .reject(refusal) }
+    return routes.isEmpty ? .reject(Self.unknownUser) : .accept(routes)
+  }
+
+  private func follow(
+    _ match: AddressTable<MappingSettings>.Match, _ rule: Route.Rule, depth: Int, _ budget: inout Int,
+    _ routes: inout [Route], _ trace: inout Trace
+  ) -> Reply? {
+    budget -= match.value.to.count
+    guard depth <= Settings.maximumAliasDepth, budget >= 0 else {
+      trace.note("too many mappings follow each other")
+      return Self.tooManyMappings
+    }
+    guard let targets = try? match.targets() else {
+      trace.note("the new address is not valid")
+      return Self.invalidTarget
+    }
+    for target in targets {
+      if localDomains.contains(target.domain.lowercased()) {
+        guard let next = mappings.match(target) ?? postmasterMatch(target) else {
+          trace.note("<\(target)> is in a domain of this relay, but no mapping takes it")
+          return Self.unknownUser
+        }
+        trace.note("<\(target)> is in a domain of this relay; [mapping:\(next.value.name)] takes it")
+        if let refusal = follow(next, rule, depth: depth + 1, &budget, &routes, &trace) { return refusal }
         continue
       }
-      for target in hit.targets {
-        steps?.append("[mapping:\(hit.mapping.name)] \(hit.mapping.fromPattern): \(address) becomes \(target)")
-        if settings.isLocalDomain(target.domain) {
-          open.append((target, hops + 1))
-        } else {
-          steps?.append("[domain:\(domain.name)] carries it\(domain.enabled ? "" : ": it is disabled, so the mail waits")")
-          let route = Route(address: target, account: domain.name, rule: .mapping)
-          if !routes.contains(route) { routes.append(route) }
-        }
+      guard upstreams.contains(match.value.domain) else {
+        trace.note("[domain:\(match.value.domain)] is this relay itself and carries nothing to <\(target)>")
+        return Self.noRoute
+      }
+      trace.note("the new address is <\(target)>, carried by [domain:\(match.value.domain)]")
+      let account = match.value.domain
+      if !routes.contains(where: { $0.address == target && $0.account == account }) {
+        routes.append(Route(address: target, account: account, rule: rule))
       }
     }
-    return routes
-  }
-
-  /// Rule 3: who carries mail to the outside.
-  private func carrier(for mailbox: Mailbox, _ sender: ReversePath, _ steps: inout [String]?) -> (String, Route.Rule)? {
-    if case .mailbox(let from) = sender {
-      if let hit = mappings.find(from), let domain = upstream(hit.mapping.domain) {
-        steps?.append("[mapping:\(hit.mapping.name)] names the sender \(from): its account sends")
-        return (domain.name, .senderMapping)
-      }
-      if let domain = upstream(from.domain) {
-        steps?.append("[domain:\(domain.name)] is the sender's domain")
-        return (domain.name, .senderDomain)
-      }
-    }
-    if let domain = upstream(mailbox.domain) {
-      steps?.append("[domain:\(domain.name)] is the recipient's domain")
-      return (domain.name, .recipientDomain)
-    }
-    if let name = settings.global.defaultDomain, let domain = upstream(name) {
-      steps?.append("default_domain = \(domain.name)")
-      return (domain.name, .defaultDomain)
-    }
-    steps?.append("neither sender nor recipient has a [domain:], and there is no default_domain")
     return nil
   }
 
-  private func upstream(_ name: String) -> DomainSettings? {
-    settings.domains[name.lowercased()].flatMap { $0.enabled && !$0.isLocal ? $0 : nil }
+  private func postmasterMatch(_ target: Mailbox) -> AddressTable<MappingSettings>.Match? {
+    guard target.localPart.lowercased() == "postmaster", let defaultFrom else { return nil }
+    return mappings.match(defaultFrom)
   }
 
-  // MARK: Policy
+  // MARK: - Refusals
 
-  private func policyRefusal(
-    _ mailbox: Mailbox, _ sender: ReversePath, _ client: ClientStanding, _ steps: inout [String]?
-  ) -> Reply? {
-    guard let user = users.find(mailbox), !user.canSendTo else { return nil }
-    steps?.append("[user:\(user.address)] takes no mail (can_send_to is false)")
-    return Reply(550, "5.7.1", "\(mailbox) takes no mail")
-  }
+  /// More targets than this from one recipient are a mistake in the configuration, and a way to multiply mail.
+  private static let maximumTargets = 1000
+  private static let unknownUser = Reply(550, "5.1.1", "No such user here")
+  private static let noRoute = Reply(550, "5.1.2", "No route to this domain")
+  private static let relayingDenied = Reply(550, "5.7.1", "Relaying denied")
+  private static let invalidTarget = Reply(550, "5.1.3", "The address this recipient stands for is not valid")
+  private static let tooManyMappings = Reply(550, "5.4.6", "Too many mappings follow each other")
+}
 
-  /// The policy of a sender limits clients that may relay; from anybody else the address proves nothing.
-  private func isForbidden(_ route: Route, _ sender: ReversePath, _ client: ClientStanding) -> Bool {
-    guard client.mayRelay, case .mailbox(let from) = sender, let user = users.find(from), !user.allowedDomains.isEmpty
-    else { return false }
-    return !user.allowedDomains.contains(route.address.domain.lowercased())
+/// The steps of a decision; costs nothing while nobody reads them.
+private struct Trace {
+  let isOn: Bool
+  private(set) var steps: [String] = []
+
+  init(isOn: Bool) { self.isOn = isOn }
+
+  mutating func note(_ step: @autoclosure () -> String) {
+    if isOn { steps.append(step()) }
   }
 }

@@ -74,7 +74,7 @@ public struct ServerStateMachine: Sendable {
     var isReadingContent = false
   }
 
-  public let settings: Settings
+  public private(set) var settings: Settings
   public private(set) var isTLS: Bool
   /// The name of the last EHLO or HELO.
   public private(set) var heloName: String?
@@ -87,6 +87,8 @@ public struct ServerStateMachine: Sendable {
   private var transaction: Transaction?
   private var pendingParameters: MailParameters?
   private var transactionCount = 0
+  /// A chunk was refused, and those behind it may be on their way already.
+  private var isBehindRefusedChunk = false
 
   public init(settings: Settings, isTLS: Bool) {
     self.settings = settings
@@ -99,6 +101,12 @@ public struct ServerStateMachine: Sendable {
   public var hasMail: Bool { (transaction?.accepted ?? 0) > 0 }
   /// Whether the open transaction was begun with SMTPUTF8.
   public var transactionIsSMTPUTF8: Bool { transaction?.smtpUTF8 ?? false }
+
+  /// Replaces the settings, between two transactions.
+  public mutating func configure(_ settings: Settings) {
+    precondition(transaction == nil, "a transaction sees one configuration")
+    self.settings = settings
+  }
 
   /// The reply that opens a session.
   public func greeting() -> Reply { Reply(220, nil, "\(settings.hostname) ESMTP ready") }
@@ -121,6 +129,7 @@ public struct ServerStateMachine: Sendable {
 
   /// Takes a command that has been parsed already.
   public mutating func receive(_ command: Command) -> Action {
+    if case .bdat = command {} else { isBehindRefusedChunk = false }
     switch command {
     case .ehlo(let name): return hello(name, isESMTP: true)
     case .helo(let name): return hello(name, isESMTP: false)
@@ -150,6 +159,7 @@ public struct ServerStateMachine: Sendable {
   }
 
   private mutating func refuse(_ reply: Reply) -> Action {
+    isBehindRefusedChunk = false
     errorCount += 1
     guard errorCount <= settings.maximumErrors else { return .close(Replies.tooManyErrors) }
     return .reply(reply)
@@ -230,7 +240,9 @@ public struct ServerStateMachine: Sendable {
   /// Whatever is wrong, the octets of the chunk are on their way and must not be read as commands (RFC 3030 2).
   private mutating func chunk(count: Int, last: Bool) -> Action {
     func discard(_ reply: Reply) -> Action {
-      errorCount += 1
+      // A pipelining client cannot know yet that its chunks are in vain: they are one error together.
+      if !isBehindRefusedChunk { errorCount += 1 }
+      isBehindRefusedChunk = true
       return errorCount <= settings.maximumErrors
         ? .discardChunk(count: count, thenReply: reply) : .close(Replies.tooManyErrors)
     }

@@ -9,6 +9,8 @@ import Spool
 /// A message that is not taken, and the reply that says so.
 struct Refusal: Error {
   let reply: Reply
+  /// What the queue said, when it is the queue that cannot take the message: for the log, not for the client.
+  var cause: QueueError?
 }
 
 /// Belongs to its session.
@@ -26,7 +28,7 @@ final class ContentReceiver {
   private var chunkOctets = 0
   private var writer: (any ContentWriter)?
   private var spilled = 0
-  private var refusal: Reply?
+  private var refusal: Refusal?
 
   /// What a session holds in memory at most, beside what has just come from the socket.
   private static let memoryLimit = 256 * 1024
@@ -69,14 +71,15 @@ final class ContentReceiver {
     554, "5.6.0", "Message refused: it has a CR or LF that is not part of a CRLF (RFC 5321 2.3.8)")
 
   /// The content is no longer kept, only read to its end.
-  private func refuse(_ reply: Reply) {
-    if refusal == nil { refusal = reply }
+  private func refuse(_ reply: Reply, because cause: QueueError? = nil) {
+    if refusal == nil { refusal = Refusal(reply: reply, cause: cause) }
     decoder.discardsContent = true
     buffer = []
   }
 
-  /// Moves what has come so far into a file, once it is too much for memory.
+  /// Moves what has come so far into a file, once it is too much for memory, and removes the file once it is in vain.
   nonisolated(nonsending) func spill() async {
+    if refusal != nil, writer != nil { return await discard() }
     guard buffer.count > Self.memoryLimit, refusal == nil else { return }
     do throws(QueueError) {
       if writer == nil {
@@ -87,7 +90,10 @@ final class ContentReceiver {
       buffer = []
       spilled += piece.count
       try await writer?.write(piece)
-    } catch { refuse(Self.reply(for: error)) }
+    } catch {
+      refuse(Self.reply(for: error), because: error)
+      await discard()
+    }
   }
 
   /// Makes the message durable.
@@ -97,7 +103,7 @@ final class ContentReceiver {
     if refusal == nil, writer == nil, let reply = loopRefusal() { refuse(reply) }
     if let refusal {
       await discard()
-      return .failure(Refusal(reply: refusal))
+      return .failure(refusal)
     }
     do throws(QueueError) {
       let content: Content
@@ -117,7 +123,7 @@ final class ContentReceiver {
       return .success(content)
     } catch {
       await discard()
-      return .failure(Refusal(reply: Self.reply(for: error)))
+      return .failure(Refusal(reply: Self.reply(for: error), cause: error))
     }
   }
 

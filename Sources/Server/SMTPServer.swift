@@ -65,7 +65,8 @@ public final class SMTPServer: Sendable {
     var acceptors: [Acceptor] = []
     var nextSession = 0
     var isStopping = false
-    var whenEmpty: CheckedContinuation<Void, Never>?
+    var farewells = 0
+    var whenEmpty: [CheckedContinuation<Void, Never>] = []
     var counters = ServerCounters()
   }
   private let state: Mutex<State>
@@ -83,7 +84,16 @@ public final class SMTPServer: Sendable {
   }
 
   public var settings: ServerSettings { state.withLock { $0.settings } }
-  public func configure(_ settings: ServerSettings) { state.withLock { $0.settings = settings } }
+
+  /// Replaces the settings; each session takes them over before its next transaction.
+  public func configure(_ settings: ServerSettings) {
+    state.withLock { $0.settings = settings }
+    version.add(1, ordering: .releasing)
+  }
+
+  /// Counts the calls of ``configure(_:)``, so that sessions need not look at the settings for each command.
+  private let version = Atomic<Int>(0)
+  var settingsVersion: Int { version.load(ordering: .acquiring) }
 
   public var counters: ServerCounters {
     state.withLock { state in
@@ -132,16 +142,29 @@ public final class SMTPServer: Sendable {
     }
   }
 
+  /// Whether one more client that was turned away may take its time to read why. They hold descriptors meanwhile, so
+  /// their number is bounded.
+  func beginFarewell() -> Bool {
+    state.withLock { state in
+      guard state.farewells < Self.maximumFarewells else { return false }
+      state.farewells += 1
+      return true
+    }
+  }
+
+  func endFarewell() { state.withLock { $0.farewells -= 1 } }
+  private static let maximumFarewells = 100
+
   func leave(_ session: Session, from address: IPAddress) {
-    let waiter: CheckedContinuation<Void, Never>? = state.withLock { state in
-      guard state.sessions.removeValue(forKey: session.number) != nil else { return nil }
+    let waiters: [CheckedContinuation<Void, Never>] = state.withLock { state in
+      guard state.sessions.removeValue(forKey: session.number) != nil else { return [] }
       let left = state.perAddress[address, default: 1] - 1
       state.perAddress[address] = left > 0 ? left : nil
-      guard state.sessions.isEmpty, let waiter = state.whenEmpty else { return nil }
-      state.whenEmpty = nil
-      return waiter
+      guard state.sessions.isEmpty else { return [] }
+      defer { state.whenEmpty = [] }
+      return state.whenEmpty
     }
-    waiter?.resume()
+    for waiter in waiters { waiter.resume() }
   }
 
   /// Stops accepting and sends idle clients away; those in the middle of a message may finish it, within `grace`.
@@ -159,7 +182,7 @@ public final class SMTPServer: Sendable {
     await withCheckedContinuation { continuation in
       let isEmpty = state.withLock { state in
         if state.sessions.isEmpty { return true }
-        state.whenEmpty = continuation
+        state.whenEmpty.append(continuation)
         return false
       }
       if isEmpty { continuation.resume() }

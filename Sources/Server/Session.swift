@@ -16,11 +16,20 @@ actor Session {
 
   private var stream: ByteStream?
   private var settings: ServerSettings
+  private var settingsVersion: Int
   private var machine: ServerStateMachine
   private var framer = LineFramer()
   private var client = IPAddress.ipv4Any
   private var isStopping = false
   private var isWaitingForCommand = false
+  private var isShakingHands = false
+  /// When the line that is awaited must be complete; nil between two lines.
+  private var lineDeadline: MonotonicInstant?
+  /// How long a client that did not ask for the end may take to read why it came.
+  private var farewell = Duration.zero
+  private static let longFarewell = Duration.seconds(2)
+  /// Replies to pipelined commands wait for each other up to this many octets.
+  private static let outputLimit = 16 * 1024
 
   // The transaction that is open.
   private var sender = ReversePath.null
@@ -32,6 +41,7 @@ actor Session {
     self.number = number
     self.server = server
     self.loop = loop
+    settingsVersion = server.settingsVersion
     settings = server.settings
     machine = ServerStateMachine(settings: Self.protocolSettings(settings), isTLS: false)
   }
@@ -51,7 +61,10 @@ actor Session {
     if let refusal = server.enter(self, from: client) {
       server.log.warning("\(client): turned away: \(refusal)")
       send(refusal)
-      try? await flush(stream)
+      if (try? stream.tryFlush()) == true, server.beginFarewell() {
+        await stream.closeGently(until: SystemTime().now + Self.longFarewell)
+        server.endFarewell()
+      }
       stream.close()
       return
     }
@@ -59,23 +72,31 @@ actor Session {
       send(machine.greeting())
       try await serve(stream)
     } catch {
-      if error != .endOfStream, error != .closed { server.log.info("\(client): session ended: \(error)") }
+      let place = receiver == nil ? "" : " in the middle of a message"
+      if receiver != nil || (error != .endOfStream && error != .closed) {
+        server.log.info("\(client): session ended\(place): \(error)")
+      }
     }
-    await receiver?.discard()
-    stream.close()
+    await dropReceiver()
+    await stream.closeGently(until: SystemTime().now + farewell)
     server.leave(self, from: client)
   }
 
   /// Sends the client away as soon as it is not in the middle of a message.
   func shutDown() async {
     isStopping = true
-    guard isWaitingForCommand, !machine.transactionIsOpen, let stream else { return }
-    send(Self.shuttingDown(settings.hostname))
-    _ = try? stream.tryFlush()
-    stream.close()
+    if isWaitingForCommand, !machine.transactionIsOpen { stream?.expireFill() }
   }
 
-  func abort() { stream?.close() }
+  /// Sends the client away whatever it is doing.
+  func abort() {
+    guard let stream else { return }
+    if !isShakingHands {
+      send(Self.shuttingDown(settings.hostname))
+      _ = try? stream.tryFlush()
+    }
+    stream.close()
+  }
 
   private static func shuttingDown(_ hostname: String) -> Reply {
     Reply(421, "4.3.2", "\(hostname) is shutting down, try again later")
@@ -90,31 +111,66 @@ actor Session {
 
   private func serve(_ stream: ByteStream) async throws(NetworkError) {
     while true {
+      takeOverSettings()
       switch nextInput(stream) {
       case .more:
-        if isStopping, !machine.transactionIsOpen {
-          send(Self.shuttingDown(settings.hostname))
-          return try await flush(stream)
-        }
         try await flush(stream)
+        // The stop may have come while the client was slow to read.
+        if isStopping, !machine.transactionIsOpen { return try await sendAway(stream) }
         stream.releaseOutputBuffer()
+        // The whole line by then, not just another octet of it.
+        let deadline = lineDeadline ?? self.deadline
+        lineDeadline = deadline
         isWaitingForCommand = true
-        do throws(NetworkError) {
-          guard try await stream.fill(until: deadline, waitingFor: "a command") else { return }
-        } catch {
-          guard case .timedOut = error else { throw error }
-          send(Reply(421, "4.4.2", "\(settings.hostname) waited too long for a command"))
-          try await flush(stream)
-          throw error
-        }
-        isWaitingForCommand = false
+        defer { isWaitingForCommand = false }
+        guard try await fill(stream, until: deadline, waitingFor: "a command") else { return }
       case .action(let action):
+        lineDeadline = nil
         guard try await perform(action, stream) else { return try await flush(stream) }
+        if !machine.transactionIsOpen { await forgetTransaction() }
+        if stream.pendingOutput > Self.outputLimit { try await flush(stream) }
       }
     }
   }
 
+  /// Waits for more from the client, and tells one that is silent for too long why it is sent away.
+  /// Returns false when there is nothing to wait for any more.
+  private func fill(_ stream: ByteStream, until deadline: MonotonicInstant, waitingFor what: StaticString)
+    async
+    throws(NetworkError) -> Bool
+  {
+    do throws(NetworkError) { return try await stream.fill(until: deadline, waitingFor: what) } catch {
+      guard case .timedOut = error else { throw error }
+      if isStopping, isWaitingForCommand, !machine.transactionIsOpen {
+        try await sendAway(stream)
+        return false
+      }
+      await close(stream, with: Reply(421, "4.4.2", "\(settings.hostname) waited too long for \(what)"))
+      throw error
+    }
+  }
+
+  private func sendAway(_ stream: ByteStream) async throws(NetworkError) {
+    await close(stream, with: Self.shuttingDown(settings.hostname))
+  }
+
+  /// The last reply. Whether it can be sent is of no interest any more.
+  private func close(_ stream: ByteStream, with reply: Reply) async {
+    send(reply)
+    farewell = Self.longFarewell
+    try? await stream.flush(until: SystemTime().now + farewell, waitingFor: "the client to read")
+  }
+
   private var deadline: MonotonicInstant { SystemTime().now + settings.clientTimeout }
+
+  /// A transaction sees one configuration from its beginning to its end.
+  private func takeOverSettings() {
+    let version = server.settingsVersion
+    guard version != settingsVersion, !machine.transactionIsOpen else { return }
+    settingsVersion = version
+    settings = server.settings
+    machine.configure(Self.protocolSettings(settings))
+  }
 
   private func nextInput(_ stream: ByteStream) -> Input {
     guard stream.bufferedCount > 0 else { return .more }
@@ -141,8 +197,15 @@ actor Session {
     case .reply(let reply): send(reply)
     case .close(let reply):
       send(reply)
+      // Who says QUIT expects the end; to others it comes amid what they are saying.
+      if reply.code != 221 { farewell = Self.longFarewell }
       return false
-    case .checkSender(let path, let parameters): checkSender(path, parameters)
+    case .checkSender(let path, let parameters):
+      if isStopping {
+        try await sendAway(stream)
+        return false
+      }
+      checkSender(path, parameters)
     case .checkRecipient(let path, let parameters): checkRecipient(path, parameters)
     case .startTLS(let reply):
       send(reply)
@@ -166,7 +229,11 @@ actor Session {
 
   private func startTLS(_ stream: ByteStream) async throws(NetworkError) {
     guard let context = settings.tls else { throw .tls("STARTTLS without a certificate") }
+    isShakingHands = true
+    defer { isShakingHands = false }
+    farewell = Self.longFarewell  // for the alert, when the handshake fails
     try await stream.startTLS(context, until: SystemTime().now + .seconds(30))
+    farewell = .zero
     machine.tlsStarted()
     framer = LineFramer()
     resetTransaction()
@@ -177,8 +244,6 @@ actor Session {
   private var standing: ClientStanding { settings.router.isTrusted(client) ? .trusted : .untrusted }
 
   private func checkSender(_ path: ReversePath, _ parameters: MailParameters) {
-    // A transaction sees one configuration from its beginning to its end.
-    settings = server.settings
     resetTransaction()
     if let refusal = settings.router.checkSender(path, client: standing) {
       server.log.notice("\(client): refused from=<\(path.text)>: \(refusal)")
@@ -217,6 +282,12 @@ actor Session {
     sender = .null
   }
 
+  /// What RSET, EHLO or a refused chunk has ended must neither cost memory nor reach the next message.
+  private func forgetTransaction() async {
+    if receiver != nil { await dropReceiver() }
+    if !recipients.isEmpty { resetTransaction() }
+  }
+
   // MARK: The content
 
   private func makeReceiver(_ stream: ByteStream) -> ContentReceiver {
@@ -249,7 +320,7 @@ actor Session {
         await receiver.spill()
         if isFinished { break }
       }
-      guard try await stream.fill(until: deadline, waitingFor: "the message") else { throw .endOfStream }
+      guard try await fill(stream, until: deadline, waitingFor: "the message") else { throw .endOfStream }
     }
     await finish(receiver)
   }
@@ -265,13 +336,14 @@ actor Session {
     await finish(receiver)
   }
 
-  private func read(_ stream: ByteStream, _ count: Int, _ body: (UnsafeRawBufferPointer) -> Void) async
+  private func read(_ stream: ByteStream, _ count: Int, _ body: (UnsafeRawBufferPointer) -> Void)
+    async
     throws(NetworkError)
   {
     var left = count
     while left > 0 {
       if stream.bufferedCount == 0 {
-        guard try await stream.fill(until: deadline, waitingFor: "the message") else { throw .endOfStream }
+        guard try await fill(stream, until: deadline, waitingFor: "the message") else { throw .endOfStream }
       }
       left -= stream.consume { bytes in
         let taken = min(left, bytes.count)
@@ -300,7 +372,8 @@ actor Session {
       reply = Reply(250, "2.0.0", "Queued as \(receiver.id)")
     case .failure(let refusal):
       server.count { $0.refused += 1 }
-      server.log.warning("\(client): refused from=<\(envelope.reversePath)> after the content: \(refusal.reply)")
+      let text = "\(client): refused from=<\(envelope.reversePath)> after the content: \(refusal.reply)"
+      if let cause = refusal.cause { server.log.error("\(text): \(cause)") } else { server.log.warning("\(text)") }
       reply = refusal.reply
     }
     machine.contentFinished()

@@ -6,6 +6,7 @@ import Dispatch
 import Glibc
 import Logging
 import Primitives
+
 import struct Synchronization.Atomic
 
 /// A place for log lines.
@@ -43,11 +44,14 @@ public final class LogOutput: Sendable {
     var descriptor: CInt
   }
   private let target: Mutex<Target>
+  /// How long a line waits for others: waking a thread for each would cost more than writing it.
+  private static let patience = DispatchTimeInterval.milliseconds(10)
   /// A disk that hangs must not fill the memory: beyond this many waiting lines the newest are counted, not kept.
   private static let waitingLimit = 100_000
 
   /// - Throws: ``LogError`` when the file cannot be opened.
-  public init(_ destination: LogDestination, level: Logger.Level, time: any Timekeeper = SystemTime()) throws(LogError) {
+  public init(_ destination: LogDestination, level: Logger.Level, time: any Timekeeper = SystemTime()) throws(LogError)
+  {
     self.time = time
     threshold = Atomic(Self.rank(level))
     target = Mutex(Target(destination: destination, descriptor: try Self.open(destination)))
@@ -97,7 +101,12 @@ public final class LogOutput: Sendable {
       state.isWriting = true
       return true
     }
-    if isFirst { queue.async { [self] in drain() } }
+    guard isFirst else { return }
+    if level >= .error {
+      queue.async { [self] in drain() }
+    } else {
+      queue.asyncAfter(deadline: .now() + Self.patience) { [self] in drain() }
+    }
   }
 
   /// Returns once everything logged so far is written.
@@ -142,7 +151,9 @@ public final class LogOutput: Sendable {
     }
     var offset = 0
     while offset < bytes.count {
-      let count = bytes.withUnsafeBytes { Glibc.write(target.descriptor, $0.baseAddress?.advanced(by: offset), $0.count - offset) }
+      let count = bytes.withUnsafeBytes {
+        Glibc.write(target.descriptor, $0.baseAddress?.advanced(by: offset), $0.count - offset)
+      }
       if count < 0, errno == EINTR { continue }
       // A log that cannot be written has nobody to complain to; mail goes on.
       if count <= 0 { return }
@@ -219,7 +230,8 @@ enum Journal {
   static func queueID(of text: String) -> Substring? {
     guard let colon = text.utf8.prefix(16).firstIndex(of: 0x3a) else { return nil }
     let id = text[..<colon]
-    return id.utf8.count == 11 && id.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x7a).contains($0) } ? id : nil
+    return id.utf8.count == 11 && id.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x7a).contains($0) }
+      ? id : nil
   }
 
   private static func withVectors(_ fields: [[UInt8]], _ body: (UnsafePointer<iovec>, Int) -> Void) {

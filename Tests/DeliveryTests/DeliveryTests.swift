@@ -195,7 +195,8 @@ struct FixedNames: AddressSource {
   // MARK: Recipients and messages
 
   @Test func unknownRecipientBouncesAndTheOthersGetTheirMail() async throws {
-    let bench = try await Bench([.recipient("nobody@", "550 5.1.1 The email account does not exist. gsmtp", times: nil)])
+    let bench = try await Bench([.recipient("nobody@", "550 5.1.1 The email account does not exist. gsmtp", times: nil)]
+    )
     try await bench.submit(to: ["support@example.test", "nobody@example.test"])
     let messages = await bench.upstream.messages(atLeast: 2)
     #expect(messages[0].recipients == ["support@example.test"])

@@ -1,7 +1,7 @@
 // A disk in memory that forgets at a crash what was not synced, counts, and fails on request.
 
-import Primitives
 import Glibc
+import Primitives
 
 @testable import Spool
 

@@ -1,7 +1,7 @@
 // Collects what is logged, so that tests can look for it and wait for it.
 
-import Primitives
 import Logging
+import Primitives
 
 public final class LogLines: Sendable {
   private struct State {

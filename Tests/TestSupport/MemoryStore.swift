@@ -9,6 +9,7 @@ public final class MemoryStore: QueueStore {
     var removed: [QueueID] = []
     var last: UInt64 = 0
     var error: QueueError?
+    var readError: QueueError?
   }
   private let state = Mutex(State())
 
@@ -16,6 +17,9 @@ public final class MemoryStore: QueueStore {
 
   /// While set, nothing is taken.
   public func fail(with error: QueueError?) { state.withLock { $0.error = error } }
+
+  /// While set, nothing can be read.
+  public func failReads(with error: QueueError?) { state.withLock { $0.readError = error } }
 
   public var messages: [QueueID: QueuedMessage] { state.withLock { $0.messages } }
   public var removed: [QueueID] { state.withLock { $0.removed } }
@@ -42,7 +46,11 @@ public final class MemoryStore: QueueStore {
     return MemoryWriter()
   }
 
-  public func read(_ id: QueueID) async throws(QueueError) -> QueuedMessage? { state.withLock { $0.messages[id] } }
+  public func read(_ id: QueueID) async throws(QueueError) -> QueuedMessage? {
+    let (message, error) = state.withLock { ($0.messages[id], $0.readError) }
+    if let error { throw error }
+    return message
+  }
 
   public func readEnvelope(_ id: QueueID) async throws(QueueError) -> (Envelope, MessageState)? {
     state.withLock { $0.messages[id].map { ($0.envelope, $0.state) } }
@@ -71,7 +79,9 @@ public final class MemoryStore: QueueStore {
 
   public func flush() async throws(QueueError) {}
   public func entries(startingAfter: QueueID?, limit: Int) async -> [QueueEntry] { [] }
-  public var statistics: QueueStatistics { QueueStatistics(messages: 0, liveBytes: 0, segments: 0, diskBytes: 0, commits: 0, syncs: 0) }
+  public var statistics: QueueStatistics {
+    QueueStatistics(messages: 0, liveBytes: 0, segments: 0, diskBytes: 0, commits: 0, syncs: 0)
+  }
 }
 
 /// Collects a large content.
