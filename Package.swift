@@ -79,6 +79,7 @@ let package = Package(
     tests("DeliveryTests", ["Delivery", "Sandbox", "TestSupport"]),
     tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
     tests("CommandTests", ["CommandLineTools", "Sandbox", http]),
-    tests("RelayTests", ["Primitives"]),
+    // The binary itself is what these start, so it has to be built first.
+    tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives"]),
   ]
 )

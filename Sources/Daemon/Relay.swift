@@ -117,9 +117,11 @@ public final class Relay: Sendable {
         if case .system(_, EAFNOSUPPORT) = error, !endpoint.address.isIPv4 { continue }
         for listener in listeners { listener.close() }
         let hint: String =
-          if case .system(_, EACCES) = error {
-            ": a port below 1024 needs CAP_NET_BIND_SERVICE, which the systemd unit gives"
-          } else { "" }
+          switch error {
+          case .system(_, EACCES): ": a port below 1024 needs CAP_NET_BIND_SERVICE, which the systemd unit gives"
+          case .system(_, EADDRINUSE): ": stop whoever has the port (`ss -ltnp` names it), or change `listen`"
+          default: ""
+          }
         throw DaemonError("\(error)\(hint)", exitStatus: 71)
       }
     }

@@ -24,7 +24,9 @@ public struct DiskError: Error, Sendable, Equatable {
   /// The same as an error of the queue.
   var asQueueError: QueueError {
     if isFull { return .full }
-    if code == EACCES || code == EPERM || code == EROFS || code == ENOTDIR {
+    // A directory that cannot be made for want of its parent is a slip in the configuration, not a sick disk.
+    let hasNoParent = operation == "mkdir" && code == ENOENT
+    if code == EACCES || code == EPERM || code == EROFS || code == ENOTDIR || hasNoParent {
       return .notWritable(path: path, detail: detail ?? "\(operation): \(Self.message(code))")
     }
     return .io(operation: operation, path: path, errno: code)
