@@ -202,7 +202,7 @@ public final class Relay: Sendable {
 
   public func warn(_ lines: [String]) { for line in lines { log.warning("configuration: \(line)") } }
 
-  /// Opens the log file anew, after logrotate.
+  /// Writes what was logged so far.
   public func flushLog() { output.flush() }
 
   /// Stops accepting, lets transactions in progress end for at most `grace`, and closes the queue.

@@ -29,6 +29,8 @@ public struct Supervisor: Sendable {
     relay.warn(warnings.map(\.description))
     await relay.start()
     relay.onQueueFailure { post.yield(.queueFailed) }
+    // Whoever waits for READY may look into the log next.
+    relay.flushLog()
     SystemdNotifier.ready(status: await relay.statusLine())
 
     let ticker = Task {
@@ -50,6 +52,7 @@ public struct Supervisor: Sendable {
       case .reload:
         SystemdNotifier.reloading()
         await reload(relay)
+        relay.flushLog()
         SystemdNotifier.ready(status: await relay.statusLine())
       case .queueFailed:
         SystemdNotifier.stopping()

@@ -42,7 +42,7 @@ public final class EventLoop: SerialExecutor, TaskExecutor, @unchecked Sendable 
   /// - Throws: ``NetworkError`` when the kernel refuses an epoll descriptor.
   public init(name: String) throws(NetworkError) {
     self.name = name
-    queue = DispatchQueue(label: name, qos: .userInitiated)
+    queue = DispatchQueue(label: name)
     epoll = epoll_create1(CInt(EPOLL_CLOEXEC))
     events = .allocate(capacity: Self.eventCapacity)
     guard epoll >= 0 else { throw NetworkError.system("epoll_create1", errno) }
