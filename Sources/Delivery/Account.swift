@@ -238,24 +238,38 @@ actor Account {
         due.removeMin()
         continue
       }
-      guard let number = freeConnection() else { return open(now) }
+      // The token comes first: an account that may not send needs no further connection.
       if let again = bucket?.reserve(now: now) {
         counters.throttled += 1
         return wake(at: again)
+      }
+      var free = idleConnection()
+      if free == nil {
+        open(now)
+        free = overlappingConnection()
+      }
+      guard let number = free else {
+        bucket?.refund()
+        return
       }
       due.removeMin()
       dispatch(first, over: number)
     }
   }
 
-  func freeConnection() -> Int? {
+  /// A connection with nothing to do, the one used last first.
+  func idleConnection() -> Int? {
     while let number = idle.last {
-      if let member = connections[number], member.takes(0) { return number }
+      if let member = connections[number], member.isReady, !member.isRetiring, member.inFlight == 0 { return number }
       idle.removeLast()
     }
-    // On a slow line a message may follow before the last one is answered for; a new connection comes first.
-    guard connections.count >= connectionLimit else { return nil }
-    return connections.values.filter { $0.takes($0.depth - 1) }
+    return nil
+  }
+
+  /// A connection over a slow line, which may take a message before the last one is answered for. New connections
+  /// come first, but each takes many round trips to open, one after the other.
+  func overlappingConnection() -> Int? {
+    connections.values.filter { $0.isReady && !$0.isRetiring && $0.inFlight < $0.depth }
       .min { $0.inFlight < $1.inFlight }?.connection.number
   }
 
