@@ -30,7 +30,7 @@ extension Account {
     return made
   }
 
-  func opened(_ number: Int, peer: String, tls: TLSSummary?) {
+  func opened(_ number: Int, peer: String, tls: TLSSummary?, depth: Int) {
     isOpening = false
     counters.logins += settings.credential == nil ? 0 : 1
     if tls?.isResumed == true { counters.resumed += 1 }
@@ -38,6 +38,7 @@ extension Account {
     if loginHold != nil { services.log.notice("account \(name): connected again") }
     loginHold = nil
     connections[number]?.peer = peer
+    connections[number]?.depth = depth
     connections[number]?.isReady = true
     let security = tls.map { "\($0.version) \($0.cipher)\($0.isResumed ? " resumed" : "")" } ?? "in clear"
     let login = settings.credential.map { ", logged in as \($0.username) (\($0.mechanism.rawValue))" } ?? ""

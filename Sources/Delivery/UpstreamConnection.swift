@@ -29,8 +29,9 @@ actor UpstreamConnection {
   private var isQuitting = false
   private var mustReset = false
   private var lastUse: MonotonicInstant
-  /// The shortest time from a flight to its last reply: as good as the round trip.
+  /// The shortest time from a flight to its last reply; before the first, that of a command while opening.
   private var roundTrip = Duration.seconds(3600)
+  private var hasFlown = false
 
   /// An idle connection older than this is probed before a message is trusted to it.
   private static let probeAfter = Duration.seconds(30)
@@ -38,7 +39,7 @@ actor UpstreamConnection {
   private static let idleLimit = Duration.seconds(240)
   /// With a line slower than this, the next message's flight does not wait for the replies to the last.
   private static let overlapFrom = Duration.milliseconds(5)
-  static let overlapDepth = 4
+  static let overlapDepth = 6
   private static let chunk = 256 * 1024
 
   private enum Exchange {
@@ -72,8 +73,9 @@ actor UpstreamConnection {
     }
     capabilities = opening.capabilities
     peer = opening.peer
+    roundTrip = opening.roundTrip
     lastUse = time.now
-    await account.opened(number, peer: peer, tls: opening.tls)
+    await account.opened(number, peer: peer, tls: opening.tls, depth: depth)
     await readReplies()
   }
 
@@ -118,7 +120,7 @@ actor UpstreamConnection {
       transaction: ClientTransaction(
         reversePath: job.envelope.reversePath, recipients: job.recipients.map { job.envelope.recipients[$0].address },
         size: job.size, is8Bit: job.envelope.is8Bit, smtpUTF8: job.envelope.smtpUTF8, capabilities: capabilities),
-      started: now)
+      started: SystemTime().now)
     if mustReset || !inFlight.isEmpty {
       // What went before may have failed in the middle, and a failed BDAT leaves its transaction open (RFC 3030 2).
       mustReset = false
@@ -295,7 +297,10 @@ actor UpstreamConnection {
       case .finished(let outcome):
         inFlight.removeFirst()
         let now = time.now
-        roundTrip = min(roundTrip, now - transmission.started)
+        // Lines are measured by the machine's clock, like the deadlines of sockets.
+        let flight = SystemTime().now - transmission.started
+        roundTrip = hasFlown ? min(roundTrip, flight) : flight
+        hasFlown = true
         lastUse = now
         if outcome.needsReset { mustReset = true }
         replyDeadline = SystemTime().now + (inFlight.isEmpty ? Self.idleLimit : settings.contentReplyTimeout)

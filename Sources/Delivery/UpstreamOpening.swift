@@ -22,6 +22,8 @@ final class UpstreamOpening {
   /// Name, address and port, for log lines.
   private(set) var peer = ""
   private(set) var tls: TLSSummary?
+  /// The shortest time from a command to its reply.
+  private(set) var roundTrip = Duration.seconds(3600)
 
   init(_ settings: UpstreamSettings, number: Int, loop: EventLoop) {
     self.settings = settings
@@ -161,6 +163,7 @@ final class UpstreamOpening {
     async throws(OpenFailure) -> Reply
   {
     do {
+      let sent = SystemTime().now
       if let command {
         stream.append {
           $0.append(contentsOf: command.utf8)
@@ -170,7 +173,10 @@ final class UpstreamOpening {
       }
       let deadline = SystemTime().now + settings.readTimeout
       while true {
-        if let reply = try stream.nextReply(&parser) { return reply }
+        if let reply = try stream.nextReply(&parser) {
+          if command != nil { roundTrip = min(roundTrip, SystemTime().now - sent) }
+          return reply
+        }
         guard try await stream.fill(until: deadline, waitingFor: "the upstream's reply") else {
           throw NetworkError.endOfStream
         }
