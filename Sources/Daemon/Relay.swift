@@ -13,7 +13,7 @@ import Server
 import Spool
 import Telemetry
 
-/// The version that `--version`, the status and the Received field of nobody show.
+/// The version that `--version` and the status show.
 public let relayVersion = "1.0.0"
 
 /// A running relay.
@@ -148,11 +148,7 @@ public final class Relay: Sendable {
     for listener in listeners { server.listen(on: listener) }
     let endpoints = listeners.map(\.endpoint.description).joined(separator: ", ")
     log.notice("ssmtp-mailer \(relayVersion) is ready on \(endpoints), \(recovered) messages in the queue")
-    failure.onReport { [log] error in log.critical("the queue has failed: \(error)") }
   }
-
-  /// What ended the queue; the daemon has to be started anew.
-  public var queueFailure: QueueError? { failure.error }
 
   /// Calls back when the queue fails.
   public func onQueueFailure(_ body: @escaping @Sendable () -> Void) {

@@ -3,13 +3,16 @@
 /// Fixed replies of the server state machine and of sessions.
 public enum Replies {
   public static let ok = Reply(250, "2.0.0", "OK")
-  public static let senderOK = Reply(250, "2.1.0", "Sender OK")
-  public static let recipientOK = Reply(250, "2.1.5", "Recipient OK")
+  public static let senderOK = Reply(250, "2.1.0", "Sender ok")
+  public static let recipientOK = Reply(250, "2.1.5", "Recipient ok")
   public static let reset = Reply(250, "2.0.0", "Reset")
   public static let sendData = Reply(354, nil, "Send the message, end with <CRLF>.<CRLF>")
   public static let bareLineBreak = Reply(
-    554, "5.6.0", "The message has a CR or LF that stands alone; lines must end in CR LF")
-  public static let routingLoop = Reply(554, "5.4.6", "The message is in a loop")
+    554, "5.6.0", "Message refused: it has a CR or LF that is not part of a CRLF (RFC 5321 2.3.8)")
+  /// The refusal of a message that exceeds the limit in octets, whether announced or found out.
+  public static func tooLarge(limit: Int) -> Reply {
+    Reply(552, "5.3.4", "Message exceeds the limit of \(limit) octets")
+  }
   static let startTLS = Reply(220, "2.0.0", "Ready to start TLS")
   static let help = Reply(
     214, "2.0.0", "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT STARTTLS AUTH",

@@ -31,9 +31,6 @@ public struct ReplyParser: Sendable {
 
   public init() {}
 
-  /// Whether part of a reply has arrived.
-  public var isInsideReply: Bool { !partial.isEmpty || !lines.isEmpty }
-
   /// Reads `input` from offset `consumed` on, advances `consumed`, and returns the next whole reply, or nil when more
   /// octets are needed.
   public mutating func next(

@@ -49,11 +49,6 @@ public enum SASL {
     return PlainCredentials(authorizationIdentity: texts[0], username: texts[1], password: texts[2])
   }
 
-  /// Reads a response of LOGIN; nil when it is not base64 of UTF-8.
-  public static func decodeLogin(_ text: some StringProtocol) -> String? {
-    Base64.decode(text).flatMap { String(validating: $0, as: UTF8.self) }
-  }
-
   /// Reads an XOAUTH2 or OAUTHBEARER response; nil when it is neither.
   public static func decodeBearer(_ text: some StringProtocol) -> (username: String, token: String)? {
     guard let bytes = Base64.decode(text), let plain = String(validating: bytes, as: UTF8.self) else { return nil }

@@ -97,8 +97,6 @@ public struct ServerStateMachine: Sendable {
 
   /// Whether MAIL was accepted and the transaction has not ended.
   public var transactionIsOpen: Bool { transaction != nil }
-  /// Whether the open transaction has a recipient.
-  public var hasMail: Bool { (transaction?.accepted ?? 0) > 0 }
   /// Whether the open transaction was begun with SMTPUTF8.
   public var transactionIsSMTPUTF8: Bool { transaction?.smtpUTF8 ?? false }
 
@@ -209,7 +207,9 @@ public struct ServerStateMachine: Sendable {
     guard isESMTP || !parameters.usesExtensions else { return refuse(Replies.extensionsNeedEHLO) }
     guard settings.offersDSN || !parameters.usesDSN else { return refuse(Replies.noDSN) }
     guard parameters.auth == nil || !settings.authMechanisms.isEmpty else { return refuse(Replies.noAuthParameter) }
-    guard (parameters.size ?? 0) <= settings.maximumMessageSize else { return refuse(tooLarge) }
+    guard (parameters.size ?? 0) <= settings.maximumMessageSize else {
+      return refuse(Replies.tooLarge(limit: settings.maximumMessageSize))
+    }
     guard transactionCount < settings.maximumTransactionsPerSession else {
       return .close(Replies.tooManyTransactions)
     }
@@ -252,17 +252,12 @@ public struct ServerStateMachine: Sendable {
     guard current.accepted > 0 else { return discard(current.refused > 0 ? Replies.noRecipients : Replies.rcptFirst) }
     guard count <= settings.maximumMessageSize - current.chunkOctets else {
       transaction = nil
-      return discard(tooLarge)
+      return discard(Replies.tooLarge(limit: settings.maximumMessageSize))
     }
     transaction?.isChunked = true
     transaction?.isReadingContent = true
     transaction?.chunkOctets += count
     return .receiveChunk(count: count, last: last)
-  }
-
-  /// The refusal of a message that exceeds the limit, whether announced or found out.
-  public var tooLarge: Reply {
-    Reply(552, "5.3.4", "Message exceeds the limit of \(settings.maximumMessageSize) octets")
   }
 
   // MARK: - What the session found

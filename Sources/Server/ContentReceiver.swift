@@ -52,8 +52,8 @@ final class ContentReceiver {
   /// Takes what follows DATA. Returns whether the end of data has been seen.
   func decode(_ bytes: UnsafeRawBufferPointer) -> (consumed: Int, Bool) {
     guard let (consumed, isFinished) = try? decoder.decode(bytes, into: &buffer) else { return (bytes.count, true) }
-    if decoder.octetCount > limit { refuse(tooLarge) }
-    if decoder.sawBareLineBreak { refuse(Self.bareLineBreak) }
+    if decoder.octetCount > limit { refuse(Replies.tooLarge(limit: limit)) }
+    if decoder.sawBareLineBreak { refuse(Replies.bareLineBreak) }
     return (consumed, isFinished)
   }
 
@@ -61,14 +61,10 @@ final class ContentReceiver {
   func take(_ bytes: UnsafeRawBufferPointer) {
     chunkOctets += bytes.count
     scanner.scan(bytes)
-    if chunkOctets > limit { refuse(tooLarge) }
-    if scanner.sawBareLineBreak { refuse(Self.bareLineBreak) }
+    if chunkOctets > limit { refuse(Replies.tooLarge(limit: limit)) }
+    if scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
     if refusal == nil { buffer.append(contentsOf: bytes) }
   }
-
-  private var tooLarge: Reply { Reply(552, "5.3.4", "Message exceeds the limit of \(limit) octets") }
-  private static let bareLineBreak = Reply(
-    554, "5.6.0", "Message refused: it has a CR or LF that is not part of a CRLF (RFC 5321 2.3.8)")
 
   /// The content is no longer kept, only read to its end.
   private func refuse(_ reply: Reply, because cause: QueueError? = nil) {
@@ -99,7 +95,7 @@ final class ContentReceiver {
   /// Makes the message durable.
   nonisolated(nonsending) func commit(_ envelope: Envelope) async -> Result<Content, Refusal> {
     scanner.finish()
-    if refusal == nil, scanner.sawBareLineBreak { refuse(Self.bareLineBreak) }
+    if refusal == nil, scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
     if refusal == nil, writer == nil, let reply = loopRefusal() { refuse(reply) }
     if let refusal {
       await discard()

@@ -253,7 +253,7 @@ actor Session {
     sender = path
     self.parameters = parameters
     machine.senderAnswered(accepted: true)
-    send(Self.senderOK)
+    send(Replies.senderOK)
   }
 
   private func checkRecipient(_ path: ForwardPath, _ parameters: RecipientParameters) {
@@ -270,12 +270,9 @@ actor Session {
         }
       }
       machine.recipientAnswered(accepted: true)
-      send(Self.recipientOK)
+      send(Replies.recipientOK)
     }
   }
-
-  private static let senderOK = Reply(250, "2.1.0", "Sender ok")
-  private static let recipientOK = Reply(250, "2.1.5", "Recipient ok")
 
   private func resetTransaction() {
     recipients = []
