@@ -56,6 +56,8 @@ public struct GlobalSettings: Sendable {
   public var tlsCertificate: String?
   public var tlsKey: String?
   public var queueDir = "/var/lib/ssmtp-mailer"
+  /// Octets that new mail must leave free in the queue's file system; nil for a tenth of it, 256 MiB at most.
+  public var queueMinimumFree: Int?
   public var queueLifetime = Duration.seconds(5 * 86_400)
   /// The waits between attempts; the last repeats.
   public var retrySchedule = [60, 300, 900, 1800, 3600, 7200, 14400].map { Duration.seconds($0) }

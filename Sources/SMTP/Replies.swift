@@ -13,6 +13,8 @@ public enum Replies {
   public static func tooLarge(limit: Int) -> Reply {
     Reply(552, "5.3.4", "Message exceeds the limit of \(limit) octets")
   }
+  /// For a queue that is short of space (RFC 5321 4.2.3, RFC 1870 6.1).
+  public static let insufficientStorage = Reply(452, "4.3.1", "Insufficient system storage, try again later")
   static let startTLS = Reply(220, "2.0.0", "Ready to start TLS")
   static let help = Reply(
     214, "2.0.0", "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT STARTTLS AUTH",

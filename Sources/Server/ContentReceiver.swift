@@ -82,6 +82,8 @@ final class ContentReceiver {
         if let reply = loopRefusal() { return refuse(reply) }
         writer = try await store.makeContentWriter(for: id)
       }
+      // The announced size may have been too small, or many large messages may have been begun at once.
+      guard store.admits(buffer.count) else { throw QueueError.full }
       let piece = buffer
       buffer = []
       spilled += piece.count
@@ -102,6 +104,7 @@ final class ContentReceiver {
       return .failure(refusal)
     }
     do throws(QueueError) {
+      guard store.admits(buffer.count) else { throw .full }
       let content: Content
       if let writer {
         if !buffer.isEmpty {
@@ -142,7 +145,7 @@ final class ContentReceiver {
   }
 
   private static func reply(for error: QueueError) -> Reply {
-    if case .full = error { return Reply(452, "4.3.1", "Insufficient storage, try again later") }
+    if case .full = error { return Replies.insufficientStorage }
     return Reply(452, "4.3.0", "The queue cannot take mail now, try again later")
   }
 }

@@ -250,6 +250,12 @@ actor Session {
       machine.senderAnswered(accepted: false)
       return send(refusal)
     }
+    let announced = min(parameters.size ?? 0, settings.maximumMessageSize)
+    guard server.store.admits(announced) else {
+      server.log.warning("\(client): refused from=<\(path.text)>, size=\(announced): the disk is short of space")
+      machine.senderAnswered(accepted: false)
+      return send(Replies.insufficientStorage)
+    }
     sender = path
     self.parameters = parameters
     machine.senderAnswered(accepted: true)

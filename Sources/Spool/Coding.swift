@@ -47,7 +47,9 @@ struct Encoder {
   }
 
   mutating func put(_ state: MessageState) {
-    put(UInt8((state.isHeld ? 1 : 0) | (state.deadReason != nil ? 2 : 0)))
+    // The fifth flag says that a second part follows, which format version 1 did not have.
+    let hasMore = state.isDelayReported || !state.life.isEmpty || state.lanes.values.contains { $0.inDoubt > 0 }
+    put(UInt8((state.isHeld ? 1 : 0) | (state.deadReason != nil ? 2 : 0) | (hasMore ? 16 : 0)))
     if let reason = state.deadReason { put(reason) }
     put(UInt32(state.recipients.count))
     for (index, outcome) in state.recipients.sorted(by: { $0.key < $1.key }) {
@@ -66,10 +68,33 @@ struct Encoder {
       put(UInt32(clamping: lane.attempts))
       put(lane.lastReply)
     }
+    if hasMore { putMore(state) }
+  }
+
+  /// The part of a state that came with format version 2. Its size stands in front, so that a reader can pass over
+  /// what it does not know.
+  private mutating func putMore(_ state: MessageState) {
+    let start = bytes.count
+    put(UInt32(0))
+    put(UInt8(state.isDelayReported ? 1 : 0))
+    let doubtful = state.lanes.filter { $0.value.inDoubt > 0 }.sorted { $0.key < $1.key }
+    put(UInt32(doubtful.count))
+    for (account, lane) in doubtful {
+      put(account)
+      put(UInt32(clamping: lane.inDoubt))
+    }
+    put(UInt32(state.life.count))
+    for event in state.life {
+      put(event.time.microseconds)
+      put(event.kind.rawValue)
+      put(event.account)
+      put(event.text)
+    }
+    set(UInt32(bytes.count - start - 4), at: start)
   }
 
   mutating func put(_ summary: Summary) {
-    put(UInt8((summary.isHeld ? 1 : 0) | (summary.isDead ? 2 : 0)))
+    put(UInt8((summary.isHeld ? 1 : 0) | (summary.isDead ? 2 : 0) | (summary.isDelayReported ? 4 : 0)))
     put(UInt32(summary.lanes.count))
     for lane in summary.lanes {
       put(lane.account)
@@ -84,17 +109,20 @@ struct Encoder {
 struct Summary: Equatable {
   var isHeld: Bool
   var isDead: Bool
+  var isDelayReported: Bool
   var lanes: [EntryLane]
 
-  init(isHeld: Bool, isDead: Bool, lanes: [EntryLane]) {
+  init(isHeld: Bool, isDead: Bool, isDelayReported: Bool, lanes: [EntryLane]) {
     self.isHeld = isHeld
     self.isDead = isDead
+    self.isDelayReported = isDelayReported
     self.lanes = lanes
   }
 
   init(_ envelope: Envelope, _ state: MessageState) {
     isHeld = state.isHeld
     isDead = state.deadReason != nil
+    isDelayReported = state.isDelayReported
     lanes = []
     for (index, recipient) in envelope.recipients.enumerated() where state.recipients[index] == nil {
       if lanes.contains(where: { $0.account == recipient.account }) { continue }
@@ -178,7 +206,28 @@ struct Decoder {
       let attempts = Int(try integer(UInt32.self))
       state.lanes[account] = Lane(nextAttempt: next, attempts: attempts, lastReply: try string())
     }
+    if flags & 16 != 0 { try more(&state) }
     return state
+  }
+
+  private mutating func more(_ state: inout MessageState) throws(MalformedRecord) {
+    let count = Int(try integer(UInt32.self))
+    guard bytes.count - offset >= count else { throw MalformedRecord() }
+    let end = offset + count
+    state.isDelayReported = try integer(UInt8.self) & 1 != 0
+    for _ in 0..<(try integer(UInt32.self)) {
+      let account = try string()
+      let times = Int(try integer(UInt32.self))
+      state.lanes[account]?.inDoubt = times
+    }
+    for _ in 0..<(try integer(UInt32.self)) {
+      let time = try time()
+      let kind = LifeEvent.Kind(rawValue: try integer(UInt8.self)) ?? .other
+      let account = try string()
+      state.note(LifeEvent(time: time, kind: kind, account: account, text: try string()))
+    }
+    guard offset <= end else { throw MalformedRecord() }
+    offset = end
   }
 
   mutating func summary() throws(MalformedRecord) -> Summary {
@@ -189,6 +238,7 @@ struct Decoder {
       let next = try time()
       lanes.append(EntryLane(account: account, nextAttempt: next, attempts: Int(try integer(UInt32.self))))
     }
-    return Summary(isHeld: flags & 1 != 0, isDead: flags & 2 != 0, lanes: lanes)
+    return Summary(
+      isHeld: flags & 1 != 0, isDead: flags & 2 != 0, isDelayReported: flags & 4 != 0, lanes: lanes)
   }
 }

@@ -16,13 +16,17 @@ extension LogWriter {
   /// Schedules a step of compaction when it is worth it.
   func considerCompaction() {
     if isCompactionScheduled { return }
+    let isShort = core.isShortOfSpace
     let isWorth = core.shared.withLock { s in
-      guard s.failure == nil, s.segments.count > 1, let oldest = s.segments.first else { return false }
+      guard s.failure == nil, let oldest = s.segments.first else { return false }
+      if s.segments.count == 1 { return isShort && isMostlyGarbage(oldest) }
       if oldest.messages == 0 { return true }
+      let total = s.segments.reduce(0) { $0 + $1.size }
+      if isShort, total > s.live + s.live / 2 + core.options.segmentSize { return true }
       // One segment below the promised bound of twice the live octets and two segments: while the oldest is copied, its
       // copies are there twice. This ends: garbage in the last segment alone cannot exceed one segment, so there is
       // garbage in others, and copying the oldest again and again reaches it.
-      return s.segments.reduce(0) { $0 + $1.size } > 2 * s.live + core.options.segmentSize
+      return total > 2 * s.live + core.options.segmentSize
     }
     guard isWorth else { return }
     isCompactionScheduled = true
@@ -32,10 +36,22 @@ extension LogWriter {
     }
   }
 
+  /// Whether a lone segment is worth a new one, so that it can be given back.
+  private func isMostlyGarbage(_ segment: Segment) -> Bool {
+    segment.size >= 64 << 10 && segment.live < segment.size / 2
+  }
+
   /// One bounded step.
   private func compact() {
-    let oldest = core.shared.withLock { s in s.failure == nil && s.segments.count > 1 ? s.segments.first : nil }
+    let (oldest, isAlone) = core.shared.withLock { s in
+      (s.failure == nil ? s.segments.first : nil, s.segments.count == 1)
+    }
     guard let oldest else { return }
+    if isAlone {
+      // Without the space for it the next removal tries again.
+      if isMostlyGarbage(oldest), roll() == .done { considerCompaction() }
+      return
+    }
     if oldest.messages == 0 {
       retire(oldest)
       considerCompaction()
@@ -108,7 +124,7 @@ extension LogWriter {
   private func retire(_ segment: Segment) {
     compaction = nil
     // The copies must be durable before the originals go.
-    guard sync() else { return }
+    if core.options.safeguards.contains(.syncBeforeUnlinking) { guard sync() else { return } }
     let path = core.segmentPath(segment.number)
     do throws(DiskError) {
       try core.disk.unlink(path)

@@ -1,8 +1,6 @@
 // Contents too large for the log: a file each, written while the data arrives.
 
 import CChecksum
-import Dispatch
-import Glibc
 import Primitives
 
 /// Content in a file of its own. The file is opened at the first read, and then kept open: once open it can be read to
@@ -12,16 +10,16 @@ final class ContentFile: StoredContent {
   let path: String
   let count: Int
   let crc: UInt32
-  private let disk: any Disk
+  private let core: SpoolCore
   private let file = Mutex<(any DiskFile)?>(nil)
   private let wasAppended = Mutex(false)
 
-  init(id: QueueID, path: String, count: Int, crc: UInt32 = 0, disk: any Disk) {
+  init(id: QueueID, path: String, count: Int, crc: UInt32 = 0, core: SpoolCore) {
     self.id = id
     self.path = path
     self.count = count
     self.crc = crc
-    self.disk = disk
+    self.core = core
   }
 
   /// Says that the file now belongs to a message; from then on `discard()` of its writer leaves it alone.
@@ -35,7 +33,7 @@ final class ContentFile: StoredContent {
   func read(at offset: Int, count: Int) async throws(QueueError) -> [UInt8] {
     guard offset < self.count, count > 0 else { return [] }
     let wanted = min(count, self.count - offset)
-    let result = await ContentQueues.run(id) { () -> Result<[UInt8], QueueError> in
+    let result = await core.io.run(id) { () -> Result<[UInt8], QueueError> in
       do throws(DiskError) {
         let file = try self.opened()
         let bytes = try file.bytes(wanted, at: offset)
@@ -52,7 +50,7 @@ final class ContentFile: StoredContent {
     let result: Result<any DiskFile, DiskError> = file.withLock { known in
       if let known { return .success(known) }
       do throws(DiskError) {
-        let file = try disk.open(path, .existing)
+        let file = try core.disk.open(path, .existing)
         known = file
         return .success(file)
       } catch { return .failure(error) }
@@ -63,18 +61,18 @@ final class ContentFile: StoredContent {
 
 /// A few serial queues for everything about content files and for reads of the log, so that slow disks hold up neither
 /// event loops nor the writer, and the number of threads stays bounded.
-enum ContentQueues {
-  private static let queues = (0..<4).map { DispatchQueue(label: "spool.io.\($0)") }
+struct ContentQueues: Sendable {
+  private let queues: [any WorkQueue]
 
-  static func queue(_ id: QueueID) -> DispatchQueue {
+  init(_ make: SpoolQueues) { queues = (0..<4).map { make("spool.io.\($0)") } }
+
+  func queue(_ id: QueueID) -> any WorkQueue {
     queues[Int(truncatingIfNeeded: id.rawValue &* 0x9E37_79B9_7F4A_7C15 >> 60) % queues.count]
   }
 
   /// Runs `work` on the queue of this message, behind what was given for it before.
-  static func run<T: Sendable>(_ id: QueueID, _ work: @escaping @Sendable () -> T) async -> T {
-    await withCheckedContinuation { continuation in
-      queue(id).async { continuation.resume(returning: work()) }
-    }
+  func run<T: Sendable>(_ id: QueueID, _ work: @escaping @Sendable () -> T) async -> T {
+    await queue(id).run(work)
   }
 }
 
@@ -88,27 +86,26 @@ final class ContentFileWriter: ContentWriter {
   }
   private let id: QueueID
   private let path: String
-  private let directory: String
-  private let disk: any Disk
+  private let core: SpoolCore
   private let file: any DiskFile
   /// Only the queue of this message takes the lock; what waits is at most another write of the same message.
   private let state = Mutex(State())
 
-  init(id: QueueID, path: String, directory: String, disk: any Disk) throws(DiskError) {
+  init(id: QueueID, core: SpoolCore) throws(DiskError) {
     self.id = id
-    self.path = path
-    self.directory = directory
-    self.disk = disk
-    file = try disk.open(path, .create)
+    path = core.contentPath(id.rawValue)
+    self.core = core
+    file = try core.disk.open(path, .create)
   }
 
   func write(_ bytes: [UInt8]) async throws(QueueError) {
-    try await ContentQueues.run(id) { () -> Result<Void, QueueError> in
+    try await core.io.run(id) { () -> Result<Void, QueueError> in
       self.state.withLock { s in
         do throws(DiskError) {
           try self.file.writeAll(bytes, at: s.offset)
         } catch { return .failure(error.asQueueError) }
         s.offset += bytes.count
+        self.core.space.withLock { $0.wrote(bytes.count) }
         s.crc = bytes.withUnsafeBytes { LogFormat.checksum($0, after: s.crc) }
         return .success(())
       }
@@ -116,13 +113,15 @@ final class ContentFileWriter: ContentWriter {
   }
 
   func finish() async throws(QueueError) -> Content {
-    let content = try await ContentQueues.run(id) { () -> Result<ContentFile, QueueError> in
+    let content = try await core.io.run(id) { () -> Result<ContentFile, QueueError> in
       self.state.withLock { s in
         do throws(DiskError) {
-          try self.file.sync()
-          try self.disk.syncDirectory(self.directory)
+          if self.core.options.safeguards.contains(.syncOfContents) {
+            try self.file.sync()
+            try self.core.disk.syncDirectory(self.core.contentDirectory)
+          }
         } catch { return .failure(error.asQueueError) }
-        let content = ContentFile(id: self.id, path: self.path, count: s.offset, crc: s.crc, disk: self.disk)
+        let content = ContentFile(id: self.id, path: self.path, count: s.offset, crc: s.crc, core: self.core)
         s.content = content
         return .success(content)
       }
@@ -131,11 +130,11 @@ final class ContentFileWriter: ContentWriter {
   }
 
   func discard() async {
-    await ContentQueues.run(id) {
+    await core.io.run(id) {
       self.state.withLock { s in
         guard !s.isDiscarded, s.content?.adopt() ?? true else { return }
         s.isDiscarded = true
-        do throws(DiskError) { try self.disk.unlink(self.path) } catch {
+        do throws(DiskError) { try self.core.disk.unlink(self.path) } catch {
           // Recovery removes it: no message names it.
         }
       }

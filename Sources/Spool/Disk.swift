@@ -63,6 +63,8 @@ public protocol Disk: Sendable {
   func rename(_ old: String, to new: String) throws(DiskError)
   func unlink(_ path: String) throws(DiskError)
   func syncDirectory(_ path: String) throws(DiskError)
+  /// The space of the file system that `path` is on; nil when there is nothing to be known.
+  func space(_ path: String) throws(DiskError) -> DiskSpace?
   /// Takes an exclusive lock on the file at `path`, which is created and says our process id.
   /// - Returns: the lock, held until it is released; `.failure` with the holder's process id (0 when unknown).
   func lock(_ path: String) throws(DiskError) -> DiskLockResult

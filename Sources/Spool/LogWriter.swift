@@ -1,6 +1,5 @@
 // The only one that writes to the log: group commit, rolling over to new segments, and what to do when the disk fails.
 
-import Dispatch
 import Primitives
 
 /// Writes the log, on a serial queue of its own.
@@ -11,7 +10,7 @@ final class LogWriter: @unchecked Sendable {
   enum Outcome { case done, full, dead }
 
   let core: SpoolCore
-  let queue = DispatchQueue(label: "spool.writer")
+  let queue: any WorkQueue
   let onFailure: @Sendable (QueueError) -> Void
 
   // The last segment, where everything is written.
@@ -36,10 +35,11 @@ final class LogWriter: @unchecked Sendable {
   private var unacknowledgedBytes = 0
 
   init(
-    core: SpoolCore, file: any DiskFile, number: UInt32, tail: Int, lastID: UInt64,
+    core: SpoolCore, queue: any WorkQueue, file: any DiskFile, number: UInt32, tail: Int, lastID: UInt64,
     onFailure: @escaping @Sendable (QueueError) -> Void
   ) {
     self.core = core
+    self.queue = queue
     self.file = file
     self.number = number
     self.tail = tail
@@ -64,6 +64,7 @@ final class LogWriter: @unchecked Sendable {
     if operations.isEmpty { return }
     var barriers: [(sync: Bool, done: CheckedContinuation<Result<Void, QueueError>, Never>)] = []
     var touched: [UInt64] = []
+    if !core.options.safeguards.contains(.removalBeforeContent) { durable() }
     for operation in operations {
       switch operation {
       case .append(let record): accept(record)
@@ -189,7 +190,7 @@ final class LogWriter: @unchecked Sendable {
     let written = unacknowledged
     unacknowledged = []
     unacknowledgedBytes = 0
-    if sync() {
+    if !core.options.safeguards.contains(.syncBeforeAcknowledging) || sync() {
       core.shared.withLock { s in
         s.commits += 1
         for (_, entry, summary) in written { s.enter(entry, summary) }
@@ -262,6 +263,7 @@ final class LogWriter: @unchecked Sendable {
       return .full
     }
     tail += batch.size
+    core.space.withLock { $0.wrote(batch.size) }
     core.shared.withLock { s in s.segments[s.segments.count - 1].size = tail }
     return .done
   }
@@ -273,6 +275,7 @@ final class LogWriter: @unchecked Sendable {
       core.shared.withLock { $0.syncs += 1 }
       do throws(DiskError) { try file.sync() } catch {
         // Never tried again: the kernel may have dropped the pages and would report success the second time.
+        guard core.options.safeguards.contains(.endAfterFailedSync) else { return false }
         fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
         return false
       }
@@ -288,7 +291,7 @@ final class LogWriter: @unchecked Sendable {
     for id in gone {
       let path = core.contentPath(id.rawValue)
       let disk = core.disk
-      ContentQueues.queue(id).async {
+      core.io.queue(id).async {
         // Should this fail, recovery removes the file: no message names it.
         do throws(DiskError) { try disk.unlink(path) } catch {}
       }
@@ -317,7 +320,7 @@ final class LogWriter: @unchecked Sendable {
     core.shared.withLock { $0.syncs += 1 }
     do throws(DiskError) {
       try fresh.sync()
-      try core.disk.syncDirectory(core.segmentDirectory)
+      if core.options.safeguards.contains(.syncOfNewNames) { try core.disk.syncDirectory(core.segmentDirectory) }
     } catch {
       fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
       return .dead
@@ -345,8 +348,7 @@ final class LogWriter: @unchecked Sendable {
   private func scheduleTick() {
     if isTickScheduled { return }
     isTickScheduled = true
-    let wait = DispatchTimeInterval.nanoseconds(Int(clamping: core.options.syncInterval.nanoseconds))
-    queue.asyncAfter(deadline: .now() + wait) { self.tick() }
+    queue.async(after: core.options.syncInterval) { self.tick() }
   }
 
   /// Syncs what no commit has synced, and tries again to write what found no space.

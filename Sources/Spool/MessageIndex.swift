@@ -30,6 +30,7 @@ struct IndexEntry {
   static let held: UInt8 = 1
   static let dead: UInt8 = 2
   static let file: UInt8 = 4
+  static let delayReported: UInt8 = 8
 
   var messageBytes: Int { LogFormat.padded(LogFormat.recordHeaderSize + Int(payload)) }
   var stateBytes: Int {
@@ -131,6 +132,7 @@ struct MessageIndex {
     entry.flags &= IndexEntry.file
     if summary.isHeld { entry.flags |= IndexEntry.held }
     if summary.isDead { entry.flags |= IndexEntry.dead }
+    if summary.isDelayReported { entry.flags |= IndexEntry.delayReported }
     if entry.account == IndexEntry.manyLanes { manyLanes[entry.id] = nil }
     entry.nextAttempt = summary.lanes.map(\.nextAttempt.microseconds).min() ?? entry.arrival
     entry.attempts = UInt16(clamping: summary.lanes.first?.attempts ?? 0)
@@ -164,7 +166,8 @@ struct MessageIndex {
         ]
       }
     return Summary(
-      isHeld: entry.flags & IndexEntry.held != 0, isDead: entry.flags & IndexEntry.dead != 0, lanes: lanes)
+      isHeld: entry.flags & IndexEntry.held != 0, isDead: entry.flags & IndexEntry.dead != 0,
+      isDelayReported: entry.flags & IndexEntry.delayReported != 0, lanes: lanes)
   }
 
   // MARK: Walking

@@ -68,6 +68,13 @@ public struct PosixDisk: Disk {
     if fsync(descriptor) != 0 { throw DiskError(operation: "fsync", path: path, code: errno) }
   }
 
+  public func space(_ path: String) throws(DiskError) -> DiskSpace? {
+    var status = statvfs()
+    guard statvfs(path, &status) == 0 else { throw DiskError(operation: "statvfs", path: path, code: errno) }
+    let unit = Int(status.f_frsize)
+    return DiskSpace(total: Int(status.f_blocks) * unit, free: Int(status.f_bavail) * unit)
+  }
+
   public func lock(_ path: String) throws(DiskError) -> DiskLockResult {
     // Not emptied when opened: it still says who holds the lock.
     let descriptor = Glibc.open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)

@@ -96,11 +96,47 @@ public struct Lane: Sendable, Equatable {
   public var nextAttempt: Timestamp
   public var attempts: Int
   public var lastReply: String
+  /// How many attempts ended between the end of the message and the reply to it, so that it may have arrived.
+  public var inDoubt: Int
 
-  public init(nextAttempt: Timestamp, attempts: Int, lastReply: String) {
+  public init(nextAttempt: Timestamp, attempts: Int, lastReply: String, inDoubt: Int = 0) {
     self.nextAttempt = nextAttempt
     self.attempts = attempts
     self.lastReply = lastReply
+    self.inDoubt = inDoubt
+  }
+}
+
+/// Something that happened to a message: a line of its life, for people.
+public struct LifeEvent: Sendable, Equatable {
+  public enum Kind: UInt8, Sendable, CaseIterable {
+    /// Written by a later release.
+    case other = 0
+    case deferred = 1
+    /// The connection broke between the end of the message and the reply to it.
+    case inDoubt = 2
+    case delivered = 3
+    case failed = 4
+    /// The sender was told of a failure, a delay or a delivery.
+    case notified = 5
+    case held = 6
+    case released = 7
+    /// Kept, but neither delivered nor returned.
+    case dead = 8
+    case imported = 9
+  }
+  public var time: Timestamp
+  public var kind: Kind
+  /// The account at work; empty when it was none.
+  public var account: String
+  /// A reply, or who did it and why. On one line.
+  public var text: String
+
+  public init(time: Timestamp, kind: Kind, account: String = "", text: String) {
+    self.time = time
+    self.kind = kind
+    self.account = account
+    self.text = text
   }
 }
 
@@ -113,16 +149,31 @@ public struct MessageState: Sendable, Equatable {
   public var isHeld = false
   /// Why the message is dead: kept, but neither delivered nor bounced.
   public var deadReason: String?
+  /// Whether the sender was told that the message is late: that is said once.
+  public var isDelayReported = false
+  /// What happened so far, oldest first; see ``note(_:)``.
+  public private(set) var life: [LifeEvent] = []
 
   public init(
     recipients: [Int: RecipientState] = [:], lanes: [String: Lane] = [:], isHeld: Bool = false,
-    deadReason: String? = nil
+    deadReason: String? = nil, isDelayReported: Bool = false, life: [LifeEvent] = []
   ) {
     self.recipients = recipients
     self.lanes = lanes
     self.isHeld = isHeld
     self.deadReason = deadReason
+    self.isDelayReported = isDelayReported
+    self.life = life
   }
+
+  /// Adds to the life of the message. Of a long one the beginning and the latest part are kept.
+  public mutating func note(_ event: LifeEvent) {
+    life.append(event)
+    if life.count > Self.lifeLimit { life.remove(at: Self.lifeBeginning) }
+  }
+
+  private static let lifeLimit = 24
+  private static let lifeBeginning = 4
 }
 
 /// A message as it comes out of the queue.
@@ -163,14 +214,19 @@ public struct QueueEntry: Sendable, Equatable {
   public var lanes: [EntryLane]
   public var isHeld: Bool
   public var isDead: Bool
+  public var isDelayReported: Bool
 
-  public init(id: QueueID, size: Int, arrival: Timestamp, lanes: [EntryLane], isHeld: Bool, isDead: Bool) {
+  public init(
+    id: QueueID, size: Int, arrival: Timestamp, lanes: [EntryLane], isHeld: Bool, isDead: Bool,
+    isDelayReported: Bool = false
+  ) {
     self.id = id
     self.size = size
     self.arrival = arrival
     self.lanes = lanes
     self.isHeld = isHeld
     self.isDead = isDead
+    self.isDelayReported = isDelayReported
   }
 }
 
@@ -186,14 +242,23 @@ public struct QueueStatistics: Sendable, Equatable {
   public var commits: Int
   /// Syncs of log files, for whatever reason.
   public var syncs: Int
+  /// Octets that are free on the file system; nil when that is not known.
+  public var freeBytes: Int?
+  /// Whether new mail is refused until there is more space.
+  public var isShortOfSpace: Bool
 
-  public init(messages: Int, liveBytes: Int, segments: Int, diskBytes: Int, commits: Int, syncs: Int) {
+  public init(
+    messages: Int, liveBytes: Int, segments: Int, diskBytes: Int, commits: Int, syncs: Int, freeBytes: Int? = nil,
+    isShortOfSpace: Bool = false
+  ) {
     self.messages = messages
     self.liveBytes = liveBytes
     self.segments = segments
     self.diskBytes = diskBytes
     self.commits = commits
     self.syncs = syncs
+    self.freeBytes = freeBytes
+    self.isShortOfSpace = isShortOfSpace
   }
 }
 
@@ -211,6 +276,10 @@ public protocol QueueStore: Sendable {
   ///   turn up after a restart all the same: nobody can know what such a disk has kept.)
   func append(_ id: QueueID, _ envelope: Envelope, _ content: Content) async throws(QueueError)
 
+  /// Whether there is space for another message of so many octets, with a reserve that is kept for the work on what
+  /// is queued already. Asked before mail is accepted; ``append(_:_:_:)`` itself uses the reserve, for notifications.
+  func admits(_ octets: Int) -> Bool
+
   /// Begins a content too large to be held in memory.
   func makeContentWriter(for id: QueueID) async throws(QueueError) -> any ContentWriter
 
@@ -219,6 +288,10 @@ public protocol QueueStore: Sendable {
 
   /// The message without its content; `nil` when it is not queued (any more).
   func readEnvelope(_ id: QueueID) async throws(QueueError) -> (Envelope, MessageState)?
+
+  /// Several messages without their contents, in the order asked for; those that are not queued (any more) are left
+  /// out. Much cheaper than one after the other.
+  func readEnvelopes(_ ids: [QueueID]) async throws(QueueError) -> [(id: QueueID, envelope: Envelope, state: MessageState)]
 
   /// Changes the state of a message; does nothing when it is not queued (any more).
   ///

@@ -6,7 +6,10 @@ import Primitives
 
 /// Format constants. All integers are little-endian; every record begins at a multiple of eight.
 enum LogFormat {
-  static let version: UInt32 = 1
+  /// What is written. Version 1 had no second part of the state (``Encoder``), and nothing else was different: its
+  /// segments are read as they are, but no record is added to one.
+  static let version: UInt32 = 2
+  static let oldestVersion: UInt32 = 1
   static let segmentMagic: UInt64 = 0x4745_5350_544D_5353  // "SSMTPSEG"
   static let segmentHeaderSize = 64
   static let recordMagic: UInt32 = 0x4352_5153  // "SQRC"
@@ -40,6 +43,7 @@ enum RecordType: UInt8 {
 }
 
 struct SegmentHeader {
+  var version = LogFormat.version
   var number: UInt32
   /// The greatest identifier used before this segment began, so that it outlives the segments before.
   var lastID: UInt64
@@ -47,7 +51,7 @@ struct SegmentHeader {
   func encoded() -> [UInt8] {
     var encoder = Encoder()
     encoder.put(LogFormat.segmentMagic)
-    encoder.put(LogFormat.version)
+    encoder.put(version)
     encoder.put(number)
     encoder.put(lastID)
     encoder.zeros(LogFormat.segmentHeaderSize - 28)
@@ -70,8 +74,8 @@ struct SegmentHeader {
     guard bytes.count >= LogFormat.segmentHeaderSize, bytes.little(UInt64.self, 0) == LogFormat.segmentMagic,
       bytes.little(UInt32.self, 60) == LogFormat.checksum(UnsafeRawBufferPointer(rebasing: bytes[0..<60]))
     else { throw .damaged }
-    let version = bytes.little(UInt32.self, 8)
-    guard version == LogFormat.version else { throw .version(version) }
+    version = bytes.little(UInt32.self, 8)
+    guard (LogFormat.oldestVersion...LogFormat.version).contains(version) else { throw .version(version) }
     number = bytes.little(UInt32.self, 12)
     lastID = bytes.little(UInt64.self, 16)
   }

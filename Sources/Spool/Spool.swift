@@ -1,14 +1,16 @@
 // The queue on disk: what the rest of the relay sees of it.
 
-import Dispatch
 import Primitives
+
+/// Makes the queues that a spool works on, by their names.
+public typealias SpoolQueues = @Sendable (String) -> any WorkQueue
 
 /// A ``QueueStore`` in a directory: a log of segments, group commit, an index in memory.
 ///
 /// Callers only put operations into a list; one writer on a queue of its own takes whatever has gathered, writes it with
 /// few calls, syncs once, and wakes all who wait. Reads go on beside it.
 public final class Spool: QueueStore {
-  private let core: SpoolCore
+  let core: SpoolCore
   private let writer: LogWriter
   private let lastID: Mutex<UInt64>
   private let lock: any DiskLock
@@ -28,7 +30,8 @@ public final class Spool: QueueStore {
   ///   ``QueueError/corrupt(file:offset:detail:)`` or ``QueueError/io(operation:path:errno:)``.
   public static func open(
     directory: String, disk: any Disk = PosixDisk(), time: any Timekeeper = SystemTime(),
-    options: SpoolOptions = SpoolOptions(), onFailure: @escaping @Sendable (QueueError) -> Void
+    options: SpoolOptions = SpoolOptions(), queues: SpoolQueues = { DispatchWorkQueue($0) },
+    onFailure: @escaping @Sendable (QueueError) -> Void
   ) throws(QueueError) -> Spool {
     let result: DiskLockResult
     do throws(DiskError) {
@@ -40,16 +43,26 @@ public final class Spool: QueueStore {
     case .acquired(let acquired): lock = acquired
     case .heldBy(let pid): throw .locked(pid: pid)
     }
-    var recovery = Recovery(directory: directory, disk: disk)
+    var options = options
+    var recovery = Recovery(directory: directory, disk: disk, safeguards: options.safeguards)
     do throws(QueueError) { try recovery.run() } catch {
       lock.release()
       throw error
     }
     guard let last = recovery.shared.segments.last else { throw .failed("no segment") }
     let lastID = recovery.lastID
-    let core = SpoolCore(directory: directory, disk: disk, time: time, options: options, shared: recovery.shared)
+    do throws(DiskError) {
+      if let space = try disk.space(directory) {
+        options.segmentSize = min(options.segmentSize, max(space.total / 32, 256 << 10))
+      }
+    } catch {
+      lock.release()
+      throw error.asQueueError
+    }
+    let core = SpoolCore(
+      directory: directory, disk: disk, time: time, options: options, queues: queues, shared: recovery.shared)
     let writer = LogWriter(
-      core: core, file: last.file, number: last.number, tail: last.size, lastID: lastID, onFailure: onFailure)
+      core: core, queue: queues("spool.writer"), file: last.file, number: last.number, tail: last.size, lastID: lastID, onFailure: onFailure)
     writer.queue.async { writer.considerCompaction() }
     return Spool(core: core, writer: writer, lastID: lastID, lock: lock)
   }
@@ -136,7 +149,7 @@ public final class Spool: QueueStore {
       // After a failed sync the record may be on the disk: then the file has to stay for it.
       if error == .full {
         let disk = core.disk
-        await ContentQueues.run(id) {
+        await core.io.run(id) {
           do throws(DiskError) { try disk.unlink(path) } catch {}
         }
       }
@@ -163,14 +176,19 @@ public final class Spool: QueueStore {
     }
   }
 
+  public func admits(_ octets: Int) -> Bool {
+    let isAdmitted = core.admits(octets)
+    if !isAdmitted { writer.queue.async { [writer] in writer.considerCompaction() } }
+    return isAdmitted
+  }
+
   public func makeContentWriter(for id: QueueID) async throws(QueueError) -> any ContentWriter {
     if let refusal = refusal() { throw refusal }
     let core = core
-    let writer = await ContentQueues.run(id) { () -> Result<ContentFileWriter, QueueError> in
+    let writer = await core.io.run(id) { () -> Result<ContentFileWriter, QueueError> in
       do throws(DiskError) {
         return .success(
-          try ContentFileWriter(
-            id: id, path: core.contentPath(id.rawValue), directory: core.contentDirectory, disk: core.disk))
+          try ContentFileWriter(id: id, core: core))
       } catch { return .failure(error.asQueueError) }
     }
     return try writer.get()
@@ -186,7 +204,7 @@ public final class Spool: QueueStore {
     await settle(id)
     guard let place = core.locate(id) else { return nil }
     let core = core
-    return try await ContentQueues.run(id) { () -> Result<QueuedMessage, QueueError> in
+    return try await core.io.run(id) { () -> Result<QueuedMessage, QueueError> in
       do throws(QueueError) { return .success(try core.message(place, withContent: withContent)) } catch {
         return .failure(error)
       }
@@ -199,6 +217,27 @@ public final class Spool: QueueStore {
 
   public func readEnvelope(_ id: QueueID) async throws(QueueError) -> (Envelope, MessageState)? {
     try await load(id, withContent: false).map { ($0.envelope, $0.state) }
+  }
+
+  public func readEnvelopes(
+    _ ids: [QueueID]
+  ) async throws(QueueError) -> [(id: QueueID, envelope: Envelope, state: MessageState)] {
+    guard let first = ids.first else { return [] }
+    let isTouched = core.shared.withLock { s in !s.touched.isEmpty }
+    if isTouched { _ = await withCheckedContinuation { done in push(.barrier(sync: false, done)) } }
+    let core = core
+    return try await core.io.run(first) {
+      () -> Result<[(id: QueueID, envelope: Envelope, state: MessageState)], QueueError> in
+      do throws(QueueError) {
+        var found: [(id: QueueID, envelope: Envelope, state: MessageState)] = []
+        for id in ids {
+          guard let place = core.locate(id) else { continue }
+          let message = try core.message(place, withContent: false)
+          found.append((id, message.envelope, message.state))
+        }
+        return .success(found)
+      } catch { return .failure(error) }
+    }.get()
   }
 
   public func update(_ id: QueueID, _ change: @escaping @Sendable (inout MessageState) -> Void) {
@@ -227,7 +266,8 @@ public final class Spool: QueueStore {
         entries.append(
           QueueEntry(
             id: QueueID(rawValue: entry.id), size: Int(entry.size), arrival: Timestamp(microseconds: entry.arrival),
-            lanes: summary.lanes, isHeld: summary.isHeld, isDead: summary.isDead))
+            lanes: summary.lanes, isHeld: summary.isHeld, isDead: summary.isDead,
+            isDelayReported: summary.isDelayReported))
         return entries.count < limit
       }
       return entries
@@ -235,10 +275,13 @@ public final class Spool: QueueStore {
   }
 
   public var statistics: QueueStatistics {
-    core.shared.withLock { s in
+    core.refreshSpace()
+    let (free, isShort) = core.space.withLock { ($0.free, $0.isShort) }
+    return core.shared.withLock { s in
       QueueStatistics(
         messages: s.index.count, liveBytes: s.live + s.contentFileBytes, segments: s.segments.count,
-        diskBytes: s.segments.reduce(0) { $0 + $1.size } + s.contentFileBytes, commits: s.commits, syncs: s.syncs)
+        diskBytes: s.segments.reduce(0) { $0 + $1.size } + s.contentFileBytes, commits: s.commits, syncs: s.syncs,
+        freeBytes: free, isShortOfSpace: isShort)
     }
   }
 }

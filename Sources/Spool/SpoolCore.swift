@@ -111,15 +111,20 @@ final class SpoolCore: Sendable {
   let time: any Timekeeper
   let options: SpoolOptions
   let shared: Mutex<SharedState>
+  let io: ContentQueues
+  let space: Mutex<SpaceGauge>
 
   init(
-    directory: String, disk: any Disk, time: any Timekeeper, options: SpoolOptions, shared: sending SharedState
+    directory: String, disk: any Disk, time: any Timekeeper, options: SpoolOptions, queues: SpoolQueues,
+    shared: sending SharedState
   ) {
     self.directory = directory
     self.disk = disk
     self.time = time
     self.options = options
     self.shared = Mutex(shared)
+    io = ContentQueues(queues)
+    space = Mutex(SpaceGauge(reserve: options.reserve))
   }
 
   var segmentDirectory: String { directory + "/spool" }
@@ -171,7 +176,7 @@ final class SpoolCore: Sendable {
     if withContent {
       if entry.hasFile {
         content = .file(
-          ContentFile(id: QueueID(rawValue: id), path: contentPath(id), count: Int(entry.size), disk: disk))
+          ContentFile(id: QueueID(rawValue: id), path: contentPath(id), count: Int(entry.size), core: self))
       } else {
         let bytes = try read(place.file, entry.segment, Int(entry.size), at: Int(entry.offset) + frontEnd)
         guard bytes.withUnsafeBytes({ LogFormat.checksum($0, after: crc) }) == expected else {

@@ -248,6 +248,12 @@ final class WatchedStore: QueueStore {
   }
   func update(_ id: QueueID, _ change: @escaping @Sendable (inout MessageState) -> Void) { memory.update(id, change) }
   func remove(_ id: QueueID) { memory.remove(id) }
+  func readEnvelopes(
+    _ ids: [QueueID]
+  ) async throws(QueueError) -> [(id: QueueID, envelope: Envelope, state: MessageState)] {
+    try await memory.readEnvelopes(ids)
+  }
+  func admits(_ octets: Int) -> Bool { memory.admits(octets) }
   func flush() async throws(QueueError) { try await memory.flush() }
   func entries(startingAfter: QueueID?, limit: Int) async -> [QueueEntry] {
     await memory.entries(startingAfter: startingAfter, limit: limit)

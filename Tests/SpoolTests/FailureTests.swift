@@ -207,7 +207,7 @@ import Testing
     // Whether or not the removal is durable by now: a file that a message names is never missing.
     #expect(await (try open(crashed.crash(), small)).ids().contains(copy))
     try await again.flush()
-    await ContentQueues.run(id) {}
+    await again.core.io.run(id) {}
     #expect(crashed.snapshot()[path] == nil)
     #expect(crashed.snapshot()["/q/content/\(copy)"]?.count == 1500)
     crashed.state.withLock { _ = $0.files.removeValue(forKey: "/q/content/\(copy)") }
@@ -223,10 +223,10 @@ import Testing
     try await spool.append(id, envelope(), try await writer.finish())
     spool.remove(id)
     #expect(await spool.ids() == [])
-    await ContentQueues.run(id) {}
+    await spool.core.io.run(id) {}
     #expect(disk.snapshot()["/q/content/\(id)"] != nil)
     try await spool.flush()
-    await ContentQueues.run(id) {}
+    await spool.core.io.run(id) {}
     #expect(disk.snapshot()["/q/content/\(id)"] == nil)
   }
 

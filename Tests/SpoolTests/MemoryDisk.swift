@@ -54,6 +54,7 @@ final class MemoryDisk: Disk {
   var fileSyncs: Int { state.withLock { $0.fileSyncs } }
 
   func prepareDirectory(_ path: String) {}
+  func space(_ path: String) -> DiskSpace? { nil }
 
   func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
     let found = state.withLock { s in

@@ -10,6 +10,7 @@ public final class MemoryStore: QueueStore {
     var last: UInt64 = 0
     var error: QueueError?
     var readError: QueueError?
+    var isShort = false
   }
   private let state = Mutex(State())
 
@@ -20,6 +21,9 @@ public final class MemoryStore: QueueStore {
 
   /// While set, nothing can be read.
   public func failReads(with error: QueueError?) { state.withLock { $0.readError = error } }
+
+  /// Whether new mail is to be refused because the disk is nearly full.
+  public func beShortOfSpace(_ isShort: Bool) { state.withLock { $0.isShort = isShort } }
 
   public var messages: [QueueID: QueuedMessage] { state.withLock { $0.messages } }
   public var removed: [QueueID] { state.withLock { $0.removed } }
@@ -55,6 +59,14 @@ public final class MemoryStore: QueueStore {
   public func readEnvelope(_ id: QueueID) async throws(QueueError) -> (Envelope, MessageState)? {
     state.withLock { $0.messages[id].map { ($0.envelope, $0.state) } }
   }
+
+  public func readEnvelopes(
+    _ ids: [QueueID]
+  ) async throws(QueueError) -> [(id: QueueID, envelope: Envelope, state: MessageState)] {
+    state.withLock { state in ids.compactMap { id in state.messages[id].map { (id, $0.envelope, $0.state) } } }
+  }
+
+  public func admits(_ octets: Int) -> Bool { state.withLock { !$0.isShort } }
 
   public func update(_ id: QueueID, _ change: @escaping @Sendable (inout MessageState) -> Void) {
     state.withLock { state in
