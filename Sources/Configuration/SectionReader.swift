@@ -117,6 +117,14 @@ struct SectionReader {
       parse: { ValueReader.count($0).flatMap { range.contains($0) ? .some(.some($0)) : nil } })
   }
 
+  /// A size, or nil for `auto`, which is the default.
+  mutating func sizeOrAuto(_ key: String, _ findings: inout Findings) -> Int? {
+    func show(_ size: Int?) -> String { size.map(String.init) ?? "auto" }
+    return value(key, default: Int?.none, wanted: "a size such as 256M, 0, or auto", show: show, &findings) {
+      $0.lowercased() == "auto" ? .some(nil) : ValueReader.size($0).map { .some($0) }
+    }
+  }
+
   mutating func duration(
     _ key: String, default fallback: Duration, allowsZero: Bool = false, _ findings: inout Findings
   ) -> Duration {

@@ -56,10 +56,7 @@ extension GlobalSettings {
     tlsCertificate = reader.optionalPath("tls_certificate")
     tlsKey = reader.optionalPath("tls_key")
     queueDir = reader.path("queue_dir", default: defaults.queueDir, &findings)
-    queueMinimumFree = reader.value(
-      "queue_min_free", default: defaults.queueMinimumFree, wanted: "a size such as 256M, 0, or auto",
-      show: { $0.map(String.init) ?? "auto" }, &findings
-    ) { text -> Int?? in text.lowercased() == "auto" ? .some(nil) : ValueReader.size(text).map { .some($0) } }
+    queueMinimumFree = reader.sizeOrAuto("queue_min_free", &findings)
     queueLifetime = reader.duration("queue_lifetime", default: defaults.queueLifetime, &findings)
     retrySchedule = reader.list(
       "retry_schedule", default: defaults.retrySchedule, wanted: "durations such as 1m, 15m, 4h",

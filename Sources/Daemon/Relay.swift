@@ -82,8 +82,8 @@ public final class Relay: Sendable {
     self.failure = failure
     do throws(QueueError) {
       spool = try Spool.open(
-        directory: settings.global.queueDir, disk: PosixDisk(), time: time, options: SpoolOptions(reserve: settings.global.queueMinimumFree),
-        onFailure: { failure.report($0) })
+        directory: settings.global.queueDir, disk: PosixDisk(), time: time,
+        options: SpoolOptions(reserve: settings.global.queueMinimumFree), onFailure: { failure.report($0) })
     } catch { throw DaemonError("\(error)", exitStatus: 73) }
 
     let routes = Mutex(router)

@@ -291,7 +291,9 @@ public protocol QueueStore: Sendable {
 
   /// Several messages without their contents, in the order asked for; those that are not queued (any more) are left
   /// out. Much cheaper than one after the other.
-  func readEnvelopes(_ ids: [QueueID]) async throws(QueueError) -> [(id: QueueID, envelope: Envelope, state: MessageState)]
+  func readEnvelopes(
+    _ ids: [QueueID]
+  ) async throws(QueueError) -> [(id: QueueID, envelope: Envelope, state: MessageState)]
 
   /// Changes the state of a message; does nothing when it is not queued (any more).
   ///

@@ -136,7 +136,9 @@ struct Recovery {
       case .end: return nil
       case .damaged(let detail): return detail
       case .record(let header, let offset):
-        guard try scanner.verify(header) || !safeguards.contains(.checksums) else { return "the checksum of a record is wrong, or its end is missing" }
+        guard try scanner.verify(header) || !safeguards.contains(.checksums) else {
+          return "the checksum of a record is wrong, or its end is missing"
+        }
         guard try enter(header, number, offset, &scanner) else { return "a record makes no sense" }
         lastID = max(lastID, header.id)
         promised = max(promised, Int(clamping: header.synced))

@@ -62,7 +62,8 @@ public final class Spool: QueueStore {
     let core = SpoolCore(
       directory: directory, disk: disk, time: time, options: options, queues: queues, shared: recovery.shared)
     let writer = LogWriter(
-      core: core, queue: queues("spool.writer"), file: last.file, number: last.number, tail: last.size, lastID: lastID, onFailure: onFailure)
+      core: core, queue: queues("spool.writer"), file: last.file, number: last.number, tail: last.size, lastID: lastID,
+      onFailure: onFailure)
     writer.queue.async { writer.considerCompaction() }
     return Spool(core: core, writer: writer, lastID: lastID, lock: lock)
   }
