@@ -75,6 +75,7 @@ let package = Package(
     tests("NetworkTests", ["Network", "Sandbox"]),
     tests("SandboxTests", ["Sandbox"]),
     tests("SpoolTests", ["Spool"]),
+    tests("SimulationTests", ["Spool", "Delivery", "Network", "SMTP", "Primitives", logging]),
     tests("ServerTests", ["Server", "Routing", "Configuration", "Network", "Sandbox", "TestSupport"]),
     tests("DeliveryTests", ["Delivery", "Sandbox", "TestSupport"]),
     tests("TelemetryTests", ["Telemetry", "Primitives", logging]),

@@ -38,7 +38,7 @@ extension Account {
   }
 
   func abortAll() {
-    for member in connections.values { member.connection.assumeIsolated { $0.abort() } }
+    for member in connections.values { member.connection.breakOff() }
   }
 
   // MARK: What people ask

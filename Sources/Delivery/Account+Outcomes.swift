@@ -153,28 +153,33 @@ extension Account {
   /// loses nothing.
   func bounce(_ job: Job, _ delivered: [Int], _ failed: [(Int, Reply)], _ lane: Lane?, _ lastReply: String) {
     let failures = failed.map { BounceFailure(recipient: job.envelope.recipients[$0.0], reply: $0.1) }
-    Task {
-      let outcome = await services.bounce(job.id, job.envelope, job.content, failures)
-      if case .later = outcome {
-        // Neither told nor written down: the next attempt finds the failure again. What was delivered is written.
-        let next = time.wallClock + .seconds(60)
-        services.store.update(job.id) { [name] state in
-          for index in delivered { state.recipients[index] = .delivered }
-          state.lanes[name] = Lane(nextAttempt: next, attempts: job.attempts, lastReply: lastReply)
-        }
-        finishRecord(job, next)
-      } else {
-        services.store.update(job.id) { [name] state in
-          for index in delivered { state.recipients[index] = .delivered }
-          for (index, reply) in failed { state.recipients[index] = .failed("\(reply)") }
-          if let lane { state.lanes[name] = lane }
-          if case .impossible = outcome { state.deadReason = lastReply }
-        }
-        finishRecord(job, lane?.nextAttempt)
+    Task(executorPreference: seat.loop) { await self.tell(job, delivered, failed, failures, lane, lastReply) }
+  }
+
+  private func tell(
+    _ job: Job, _ delivered: [Int], _ failed: [(Int, Reply)], _ failures: [BounceFailure], _ lane: Lane?,
+    _ lastReply: String
+  ) async {
+    let outcome = await services.bounce(job.id, job.envelope, job.content, failures)
+    if case .later = outcome {
+      // Neither told nor written down: the next attempt finds the failure again. What was delivered is written.
+      let next = time.wallClock + .seconds(60)
+      services.store.update(job.id) { [name] state in
+        for index in delivered { state.recipients[index] = .delivered }
+        state.lanes[name] = Lane(nextAttempt: next, attempts: job.attempts, lastReply: lastReply)
       }
-      pump()
-      stopIfDone()
+      finishRecord(job, next)
+    } else {
+      services.store.update(job.id) { [name] state in
+        for index in delivered { state.recipients[index] = .delivered }
+        for (index, reply) in failed { state.recipients[index] = .failed("\(reply)") }
+        if let lane { state.lanes[name] = lane }
+        if case .impossible = outcome { state.deadReason = lastReply }
+      }
+      finishRecord(job, lane?.nextAttempt)
     }
+    pump()
+    stopIfDone()
   }
 
   func finishRecord(_ job: Job, _ next: Timestamp?) {

@@ -15,11 +15,10 @@ extension Account {
     isOpening = true
     nextNumber += 1
     counters.connections += 1
-    let connection = UpstreamConnection(
-      number: nextNumber, settings: settings, account: self, loop: loop, time: time)
+    let connection = seat.connect(nextNumber, settings, self)
     connections[nextNumber] = Member(connection: connection)
     let resolver = services.resolver
-    Task(executorPreference: loop) { await connection.run(resolver: resolver, context: context) }
+    Task(executorPreference: seat.loop) { await connection.run(resolver: resolver, context: context) }
   }
 
   func tlsContext() throws(NetworkError) -> TLSContext? {
@@ -44,7 +43,7 @@ extension Account {
     let login = settings.credential.map { ", logged in as \($0.username) (\($0.mechanism.rawValue))" } ?? ""
     services.log.info("account \(name): connection \(number) to \(peer) is ready: \(security)\(login)")
     if connections[number]?.isRetiring == true {
-      connections[number]?.connection.assumeIsolated { $0.quit() }
+      connections[number]?.connection.leave()
       return
     }
     idle.append(number)
@@ -100,7 +99,7 @@ extension Account {
   func retire(_ number: Int) {
     connections[number]?.isRetiring = true
     guard let member = connections[number], member.isReady, member.inFlight == 0 else { return }
-    member.connection.assumeIsolated { $0.quit() }
+    member.connection.leave()
   }
 
   /// - Parameter isFault: the upstream left in the middle of something, or said why.

@@ -30,8 +30,8 @@ struct FreshMessage: Sendable {
 
 actor Account {
   nonisolated let name: String
-  nonisolated let loop: EventLoop
-  nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
+  nonisolated let seat: Seat
+  nonisolated var unownedExecutor: UnownedSerialExecutor { seat.loop.asUnownedSerialExecutor() }
 
   var settings: UpstreamSettings
   var delivery: DeliverySettings
@@ -71,7 +71,7 @@ actor Account {
   var lastError: String?
 
   struct Member {
-    let connection: UpstreamConnection
+    let connection: any UpstreamLink
     var peer = ""
     var isReady = false
     var inFlight = 0
@@ -92,12 +92,12 @@ actor Account {
     var since: Timestamp
   }
 
-  init(settings: UpstreamSettings, delivery: DeliverySettings, services: DeliveryServices, loop: EventLoop) {
+  init(settings: UpstreamSettings, delivery: DeliverySettings, services: DeliveryServices, seat: Seat) {
     name = settings.name
     self.settings = settings
     self.delivery = delivery
     self.services = services
-    self.loop = loop
+    self.seat = seat
     bucket = settings.rate.map { TokenBucket(perMinute: $0.perMinute, burst: $0.burst, now: services.time.now) }
   }
 
@@ -111,7 +111,7 @@ actor Account {
       messages.append(message)
       return messages.count == 1
     }
-    if isFirst { loop.execute { self.assumeIsolated { $0.takeInbox() } } }
+    if isFirst { seat.loop.execute { self.assumeIsolated { $0.takeInbox() } } }
   }
 
   func takeInbox() {
@@ -209,11 +209,17 @@ actor Account {
     if let wakeAt, wakeAt <= moment { return }
     wakeAt = moment
     waker?.cancel()
-    waker = Task { [time] in
+    // With the loop as its preference as well as by the actor: a task without it goes through the global pool whenever
+    // it resumes.
+    waker = Task(executorPreference: seat.loop) { [time] in
       guard (try? await time.sleep(until: moment)) != nil else { return }
-      wakeAt = nil
-      pump()
+      await self.wakeUp()
     }
+  }
+
+  private func wakeUp() {
+    wakeAt = nil
+    pump()
   }
 
   /// Hands out what is due while there is a connection, a token and no reason to wait.
@@ -287,9 +293,9 @@ actor Account {
       let job = Job(
         id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
         content: message.content)
-      member.connection.assumeIsolated { $0.start(job) }
+      member.connection.hand(job)
     } else {
-      Task { await load(entry, over: number) }
+      Task(executorPreference: seat.loop) { await self.load(entry, over: number) }
     }
   }
 
@@ -312,12 +318,8 @@ actor Account {
       due.insert(entry)
       return pump()
     }
-    start(job, over: member.connection)
-  }
-
-  /// Without a suspension between the look at the connection and its start: it could be gone then.
-  func start(_ job: Job, over connection: UpstreamConnection) {
-    connection.assumeIsolated { $0.start(job) }
+    // No suspension since the look at the connection: it could be gone by then.
+    member.connection.hand(job)
   }
 
   func job(for message: QueuedMessage, _ entry: Due) -> Job? {
@@ -352,7 +354,7 @@ actor Account {
     guard member.inFlight == 0 else { return }
     if member.isDying { return }
     if member.isRetiring || isStopping {
-      member.connection.assumeIsolated { $0.quit() }
+      member.connection.leave()
     } else {
       idle.append(number)
     }

@@ -31,7 +31,7 @@ struct DeliveryServices: Sendable {
 /// The delivery of queued mail to its upstreams.
 public final class Delivery: Sendable {
   private let services: DeliveryServices
-  private let loops: [EventLoop]
+  private let seats: [Seat]
   private struct State {
     var accounts: [String: Account] = [:]
     var settings: DeliverySettings
@@ -42,12 +42,22 @@ public final class Delivery: Sendable {
   ///   - loops: each account lives on one of them.
   ///   - routeBounce: where a notification to this address goes: the address it has upstream, and the `[domain:]`
   ///     that carries it; nil when it cannot be sent.
-  public init(
+  public convenience init(
     store: any QueueStore, resolver: Resolver, loops: [EventLoop], time: any Timekeeper, settings: DeliverySettings,
     log: Logger, random: @escaping @Sendable () -> Double = { Double.random(in: 0...1) },
     routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
   ) {
-    self.loops = loops
+    self.init(
+      store: store, resolver: resolver, seats: loops.map { Seat($0, time: time) }, time: time, settings: settings,
+      log: log, random: random, routeBounce: routeBounce)
+  }
+
+  init(
+    store: any QueueStore, resolver: Resolver, seats: [Seat], time: any Timekeeper, settings: DeliverySettings,
+    log: Logger, random: @escaping @Sendable () -> Double,
+    routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
+  ) {
+    self.seats = seats
     state = Mutex(State(settings: settings))
     let submit = Mutex<(@Sendable (QueueID, Envelope, Content) -> Void)?>(nil)
     let bouncer = Bouncer(
@@ -79,8 +89,8 @@ public final class Delivery: Sendable {
   }
 
   private func add(_ upstream: UpstreamSettings, to state: inout State) -> Account {
-    let loop = loops[state.accounts.count % loops.count]
-    let account = Account(settings: upstream, delivery: state.settings, services: services, loop: loop)
+    let seat = seats[state.accounts.count % seats.count]
+    let account = Account(settings: upstream, delivery: state.settings, services: services, seat: seat)
     state.accounts[upstream.name] = account
     return account
   }

@@ -112,7 +112,9 @@ actor UpstreamConnection {
     {
       // Not from here: the account would hand out the next message at once, and a thousand such messages would go as
       // deep into the stack.
-      Task { report(job, ClientTransaction.notBegun(recipients: job.recipients.count, obstacle)) }
+      Task(executorPreference: loop) {
+        await self.report(job, ClientTransaction.notBegun(recipients: job.recipients.count, obstacle))
+      }
       return
     }
     var transmission = Transmission(
@@ -162,7 +164,7 @@ actor UpstreamConnection {
       pushOut()
     case .file(let file):
       isWriting = true
-      Task { await write(file, dotStuffed: dotStuffed) }
+      Task(executorPreference: loop) { await self.write(file, dotStuffed: dotStuffed) }
     }
   }
 
@@ -176,7 +178,7 @@ actor UpstreamConnection {
       return
     }
     isWriting = true
-    Task { await drain() }
+    Task(executorPreference: loop) { await self.drain() }
   }
 
   private func drain() async {

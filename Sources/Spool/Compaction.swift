@@ -20,7 +20,7 @@ extension LogWriter {
     let isWorth = core.shared.withLock { s in
       guard s.failure == nil, let oldest = s.segments.first else { return false }
       if s.segments.count == 1 { return isShort && isMostlyGarbage(oldest) }
-      if oldest.messages == 0 { return true }
+      if oldest.messages == 0 || Self.removed(in: oldest, s) != nil { return true }
       let total = s.segments.reduce(0) { $0 + $1.size }
       if isShort, total > s.live + s.live / 2 + core.options.segmentSize { return true }
       // One segment below the promised bound of twice the live octets and two segments: while the oldest is copied, its
@@ -38,7 +38,7 @@ extension LogWriter {
 
   /// Whether a lone segment is worth a new one, so that it can be given back.
   private func isMostlyGarbage(_ segment: Segment) -> Bool {
-    segment.size >= 64 << 10 && segment.live < segment.size / 2
+    segment.size >= min(64 << 10, core.options.segmentSize / 2) && segment.live < segment.size / 2
   }
 
   /// One bounded step.
@@ -54,6 +54,11 @@ extension LogWriter {
     }
     if oldest.messages == 0 {
       retire(oldest)
+      considerCompaction()
+      return
+    }
+    if let removed = core.shared.withLock({ s in Self.removed(in: oldest, s) }) {
+      retire(oldest, with: removed)
       considerCompaction()
       return
     }
@@ -75,6 +80,21 @@ extension LogWriter {
       return fail(error)
     }
     considerCompaction()
+  }
+
+  /// The messages of a segment if each of them has been removed, though a full disk had no room for the records of it.
+  ///
+  /// The segment holds the only copies that are left, so unlinking it is as good as those records. Without this a disk
+  /// that is full to the last octet could never become empty again.
+  private static func removed(in segment: Segment, _ s: SharedState) -> [IndexEntry]? {
+    // Nothing waits to be written but on a full disk.
+    if s.unwritten.isEmpty { return nil }
+    var removed: [IndexEntry] = []
+    for (id, change) in s.unwritten {
+      guard case .removed = change, let entry = s.index[id], entry.segment == segment.number else { continue }
+      removed.append(entry)
+    }
+    return removed.count == segment.messages ? removed : nil
   }
 
   /// Copies the queued messages of the next stretch; `true` at the end of the segment, `nil` when the disk is full.
@@ -120,8 +140,8 @@ extension LogWriter {
     return outcome
   }
 
-  /// Unlinks the oldest segment, in which no queued message is left.
-  private func retire(_ segment: Segment) {
+  /// Unlinks the oldest segment, in which no queued message is left but those that go with it.
+  private func retire(_ segment: Segment, with removed: [IndexEntry] = []) {
     compaction = nil
     // The copies must be durable before the originals go.
     if core.options.safeguards.contains(.syncBeforeUnlinking) { guard sync() else { return } }
@@ -132,7 +152,14 @@ extension LogWriter {
     } catch {
       return fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
     }
-    core.shared.withLock { s in _ = s.segments.removeFirst() }
+    core.shared.withLock { s in
+      for entry in removed {
+        s.unwritten[entry.id] = nil
+        if s.forget(entry.id)?.hasFile == true { contentsToUnlink.append(QueueID(rawValue: entry.id)) }
+      }
+      _ = s.segments.removeFirst()
+    }
+    if !removed.isEmpty, sync() { durable() }
   }
 }
 

@@ -139,7 +139,7 @@ final class LogWriter: @unchecked Sendable {
     let refused = appends[next...]
     appends = []
     appendIDs.removeAll(keepingCapacity: true)
-    if outcome != .dead, writeChanges() == .full { scheduleTick() }
+    if outcome != .dead, writeChanges() == .full { scheduleTick(isFull: true) }
     if !unacknowledged.isEmpty { acknowledge() }
     if !refused.isEmpty {
       let error = core.shared.withLock { $0.failure } ?? .full
@@ -275,7 +275,10 @@ final class LogWriter: @unchecked Sendable {
       core.shared.withLock { $0.syncs += 1 }
       do throws(DiskError) { try file.sync() } catch {
         // Never tried again: the kernel may have dropped the pages and would report success the second time.
-        guard core.options.safeguards.contains(.endAfterFailedSync) else { return false }
+        guard core.options.safeguards.contains(.endAfterFailedSync) else {
+          synced = tail
+          return true
+        }
         fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
         return false
       }
@@ -285,7 +288,7 @@ final class LogWriter: @unchecked Sendable {
     return true
   }
 
-  private func durable() {
+  func durable() {
     let gone = contentsToUnlink
     contentsToUnlink = []
     for id in gone {
@@ -345,10 +348,11 @@ final class LogWriter: @unchecked Sendable {
 
   // MARK: The timer
 
-  private func scheduleTick() {
+  private func scheduleTick(isFull: Bool = false) {
     if isTickScheduled { return }
     isTickScheduled = true
-    queue.async(after: core.options.syncInterval) { self.tick() }
+    // A disk that was full a moment ago is not asked ten times a second.
+    queue.async(after: isFull ? max(core.options.syncInterval, .seconds(1)) : core.options.syncInterval) { self.tick() }
   }
 
   /// Syncs what no commit has synced, and tries again to write what found no space.
@@ -359,6 +363,6 @@ final class LogWriter: @unchecked Sendable {
     if outcome == .dead { return }
     _ = sync()
     considerCompaction()
-    if outcome == .full { scheduleTick() }
+    if outcome == .full { scheduleTick(isFull: true) }
   }
 }

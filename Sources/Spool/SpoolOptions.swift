@@ -48,12 +48,10 @@ struct Safeguards: OptionSet, Sendable {
   static let syncOfContents = Safeguards(rawValue: 16)
   /// Recovery writes again what may have reached the page cache only.
   static let rewritingOfUncertainTail = Safeguards(rawValue: 32)
-  /// Segments are given back strictly oldest first, and each is durably gone before the next.
-  static let oldestFirst = Safeguards(rawValue: 64)
   /// Recovery believes no record whose checksum is wrong.
-  static let checksums = Safeguards(rawValue: 128)
+  static let checksums = Safeguards(rawValue: 64)
   /// A content file goes only once the removal of its message is durable.
-  static let removalBeforeContent = Safeguards(rawValue: 256)
+  static let removalBeforeContent = Safeguards(rawValue: 128)
 
-  static let all = Safeguards(rawValue: 511)
+  static let all = Safeguards(rawValue: 255)
 }
