@@ -8,6 +8,26 @@ import Testing
 @testable import Server
 
 @Suite struct ContentTests {
+  @Test func shortageOfSpaceRefusesMailAndEndsByItself() async throws {
+    let door = try Door()
+    door.memory.beShortOfSpace(true)
+    try await door.greet { client async throws in
+      try await client.send("MAIL FROM:<a@b> SIZE=1000\r\n")
+      #expect(try await client.reply().hasPrefix("452 4.3.1"))
+      // The session goes on, and so does the mail once there is room.
+      door.memory.beShortOfSpace(false)
+      #expect(try await client.mail("x").hasPrefix("250"))
+      try await client.send(Self.open + "DATA\r\n")
+      _ = try await client.codes(3)
+      // The disk fills up while the message is on its way.
+      door.memory.beShortOfSpace(true)
+      try await client.send("Subject: x\r\n\r\nx\r\n.\r\n")
+      #expect(try await client.reply().hasPrefix("452 4.3.1"))
+    }
+    #expect(try await door.bodies().count == 1)
+    await door.close()
+  }
+
   static let open = "MAIL FROM:<a@b>\r\nRCPT TO:<contact@relay.test>\r\n"
 
   /// Each octet by a write of its own, and all of it through the receiver at every split.

@@ -20,6 +20,7 @@ final class MemoryDisk: Disk {
     var failSync = false
     var failTruncate = false
     var room: Int?
+    var space: DiskSpace?
   }
   // `Node` is reached only under this lock.
   let state = Mutex(State())
@@ -54,7 +55,7 @@ final class MemoryDisk: Disk {
   var fileSyncs: Int { state.withLock { $0.fileSyncs } }
 
   func prepareDirectory(_ path: String) {}
-  func space(_ path: String) -> DiskSpace? { nil }
+  func space(_ path: String) -> DiskSpace? { state.withLock { $0.space } }
 
   func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
     let found = state.withLock { s in
