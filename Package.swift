@@ -53,7 +53,7 @@ let package = Package(
       "Daemon",
       [
         "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Spool", "Server", "Delivery",
-        "Telemetry", "CSystemd", logging, http,
+        "Telemetry", "CSystemd", "CLinux", logging, http,
       ]),
     room("CommandLineTools", ["Primitives", "SMTP", "Network", "Delivery", "CCurl"]),
     .executableTarget(

@@ -1,5 +1,6 @@
 /* What the Glibc module of Swift leaves out. */
 #include <arpa/nameser.h>
+#include <malloc.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <resolv.h>

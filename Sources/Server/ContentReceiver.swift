@@ -32,6 +32,8 @@ final class ContentReceiver {
 
   /// What a session holds in memory at most, beside what has just come from the socket.
   private static let memoryLimit = 256 * 1024
+  /// The same once there is a file: what comes then need not gather, and a hundred sessions hold half as much.
+  private static let pieceSize = 128 * 1024
 
   init(
     id: QueueID, store: any QueueStore, limit: Int, hostname: String, recipients: [String],
@@ -51,6 +53,7 @@ final class ContentReceiver {
 
   /// Takes what follows DATA. Returns whether the end of data has been seen.
   func decode(_ bytes: UnsafeRawBufferPointer) -> (consumed: Int, Bool) {
+    if refusal == nil { makeRoom(bytes.count) }
     guard let (consumed, isFinished) = try? decoder.decode(bytes, into: &buffer) else { return (bytes.count, true) }
     if decoder.octetCount > limit { refuse(Replies.tooLarge(limit: limit)) }
     if decoder.sawBareLineBreak { refuse(Replies.bareLineBreak) }
@@ -63,7 +66,15 @@ final class ContentReceiver {
     scanner.scan(bytes)
     if chunkOctets > limit { refuse(Replies.tooLarge(limit: limit)) }
     if scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
-    if refusal == nil { buffer.append(contentsOf: bytes) }
+    guard refusal == nil else { return }
+    makeRoom(bytes.count)
+    buffer.append(contentsOf: bytes)
+  }
+
+  /// One allocation for a piece, instead of one for each doubling up to it.
+  private func makeRoom(_ count: Int) {
+    guard writer != nil, buffer.count + count > buffer.capacity else { return }
+    buffer.reserveCapacity(max(Self.pieceSize + 65536, buffer.count + count))
   }
 
   /// The content is no longer kept, only read to its end.
@@ -76,7 +87,7 @@ final class ContentReceiver {
   /// Moves what has come so far into a file, once it is too much for memory, and removes the file once it is in vain.
   nonisolated(nonsending) func spill() async {
     if refusal != nil, writer != nil { return await discard() }
-    guard buffer.count > Self.memoryLimit, refusal == nil else { return }
+    guard buffer.count > (writer == nil ? Self.memoryLimit : Self.pieceSize), refusal == nil else { return }
     do throws(QueueError) {
       if writer == nil {
         if let reply = loopRefusal() { return refuse(reply) }

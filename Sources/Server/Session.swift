@@ -346,6 +346,8 @@ actor Session {
     var left = count
     while left > 0 {
       if stream.bufferedCount == 0 {
+        // The client may wait for the replies to MAIL and RCPT before it sends the chunk (RFC 2920 3.2).
+        try await flush(stream)
         guard try await fill(stream, until: deadline, waitingFor: "the message") else { throw .endOfStream }
       }
       left -= stream.consume { bytes in

@@ -33,6 +33,8 @@ struct SandboxCommand: AsyncParsableCommand {
   var username = "mail-relay@dreamlikelabs.com"
   @Option(help: "Its password.")
   var password = "your_gmail_app_password_here"
+  @Flag(help: "Keep no message and print no line for it, only count them: for measurements.")
+  var discard = false
   @Flag(help: "Print the dialogue with every client.")
   var verbose = false
   @Option(help: "A further name in the certificate. May be repeated.")
@@ -54,7 +56,8 @@ struct SandboxCommand: AsyncParsableCommand {
     }
     var line = "sandbox ready on \(upstream.endpoint)"
     if tlsPort != nil { line += ", with TLS from the first byte on \(upstream.implicitTLSEndpoint)" }
-    Terminal.say("\(line); account \(username); trust \(authority); messages in \(directory)")
+    let place = discard ? "messages are discarded" : "messages in \(directory)"
+    Terminal.say("\(line); account \(username); trust \(authority); \(place)")
     await Self.untilSignalled()
     await upstream.stop()
     Terminal.say("sandbox stopped after \(Quantity.count(upstream.statistics.messages, "message"))")
@@ -69,10 +72,11 @@ struct SandboxCommand: AsyncParsableCommand {
     options.endpoint = Endpoint(address: ip, port: port)
     options.implicitTLSEndpoint = tlsPort.map { Endpoint(address: ip, port: $0) }
     options.passwords = [username: password]
-    options.directory = directory
+    options.directory = discard ? nil : directory
     options.keepsMessages = false
     options.loops = [try EventLoop.ofCommand()]
     if verbose { options.log = { Terminal.say("  \(TerminalText.clean($0))") } }
+    if discard { return try await Upstream.start(options) }
     options.received = { message in
       let sender = message.reversePath.isEmpty ? "<>" : message.reversePath
       Terminal.say(

@@ -24,7 +24,7 @@ final class Bench: Sendable {
 
   var configuration: String { "\(folder)/etc/ssmtp-mailer.conf" }
   var mappings: String { "\(folder)/etc/mappings/relay-mappings.conf" }
-  var queue: String { "\(folder)/queue" }
+  let queue: String
   var log: String { Files.read("\(folder)/relay.log") }
   var errors: String { Files.read("\(folder)/daemon.err") }
 
@@ -45,15 +45,19 @@ final class Bench: Sendable {
     #filePath.split(separator: "/", omittingEmptySubsequences: false).dropLast(3).joined(separator: "/")
   }()
 
-  private init(_ names: [String], _ rules: [Rule]) async throws {
+  private init(
+    _ names: [String], _ rules: [Rule], _ queue: String?, _ change: (inout UpstreamOptions) -> Void
+  ) async throws {
     var template = Array("/tmp/ssmtp-mailer-relay.XXXXXX".utf8CString)
     folder = String(cString: try #require(mkdtemp(&template)))
+    self.queue = queue ?? "\(folder)/queue"
     authority = try CertificateAuthority(commonName: "tests")
     try authority.writeCertificate(to: "\(folder)/ca.pem")
     try authority.issue(names: names).write(certificateFile: "\(folder)/cert.pem", keyFile: "\(folder)/key.pem")
     var options = UpstreamOptions(certificateFile: "\(folder)/cert.pem", keyFile: "\(folder)/key.pem")
     options.passwords = [Self.account: Self.password]
     options.script = rules
+    change(&options)
     upstream = try await Upstream.start(options)
     let listener = try Listener(bindingTo: Endpoint("127.0.0.1:0")!)
     port = listener.endpoint.port
@@ -63,9 +67,10 @@ final class Bench: Sendable {
   /// Sets up, runs `body`, ends everything, and looks for the password in all that was written.
   static func run(
     certificateFor names: [String] = ["localhost"], rules: [Rule] = [], settings: [String] = [], starts: Bool = true,
+    queue: String? = nil, upstream change: (inout UpstreamOptions) -> Void = { _ in },
     _ body: (Bench) async throws -> Void
   ) async throws {
-    let bench = try await Bench(names, rules)
+    let bench = try await Bench(names, rules, queue, change)
     do {
       try await bench.configure(settings)
       if starts { try await bench.start() }
@@ -160,6 +165,9 @@ final class Bench: Sendable {
     let status = await program.exit()
     return Outcome(status: status, output: Files.read("\(file).out"), errors: Files.read("\(file).err"))
   }
+
+  /// Ends the program with the test.
+  func ends(_ program: Program) { programs.withLock { $0.insert(program, at: 0) } }
 
   /// Waits until the upstream has that many messages.
   func arrived(_ count: Int, sourceLocation: SourceLocation = #_sourceLocation) async throws -> [ReceivedMessage] {

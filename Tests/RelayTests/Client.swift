@@ -49,8 +49,10 @@ final class Client {
     }
   }
 
-  func send(_ text: String) throws {
-    var bytes = Array(text.utf8)[...]
+  func send(_ text: String) throws { try send(bytes: Array(text.utf8)[...]) }
+
+  func send(bytes: ArraySlice<UInt8>) throws {
+    var bytes = bytes
     while !bytes.isEmpty {
       let count = bytes.withUnsafeBytes { Glibc.send(socket, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
       guard count > 0 else { throw Broken() }
@@ -75,6 +77,27 @@ final class Client {
     guard reply.hasPrefix("354") else { return reply }
     beforeDot()
     try send(content + ".\r\n")
+    return try self.reply()
+  }
+
+  /// One message of octets, none of whose lines begins with a dot; `chunked` sends it with BDAT.
+  func deliver(
+    from sender: String = "jane@example.org", to recipient: String, _ content: [UInt8], chunked: Bool,
+    beforeEnd: () -> Void = {}
+  ) throws -> String {
+    for command in ["MAIL FROM:<\(sender)>", "RCPT TO:<\(recipient)>"] {
+      let reply = try say(command)
+      guard reply.hasPrefix("250") else { return reply }
+    }
+    if chunked {
+      try send("BDAT \(content.count) LAST\r\n")
+    } else {
+      let reply = try say("DATA")
+      guard reply.hasPrefix("354") else { return reply }
+    }
+    beforeEnd()
+    try send(bytes: content[...])
+    if !chunked { try send(".\r\n") }
     return try self.reply()
   }
 }

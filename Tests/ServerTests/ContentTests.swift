@@ -65,6 +65,20 @@ import Testing
 
   static let envelope = Envelope(reversePath: "", recipients: [], arrival: .init(seconds: 0))
 
+  /// A client may pipeline BDAT behind MAIL and RCPT and still want their replies before it sends the octets.
+  @Test func repliesDoNotWaitForTheOctetsOfAChunk() async throws {
+    let door = try Door()
+    try await door.greet { client async throws in
+      try await client.send(Self.open + "BDAT 4 LAST\r\n")
+      #expect(try await client.codes(2) == ["250 2.1.0", "250 2.1.5"])
+      try await client.send("a")
+      try await client.send("b\r\n")
+      #expect(try await client.codes(1) == ["250 2.0.0"])
+    }
+    #expect(try await door.bodies() == ["ab\r\n"])
+    await door.close()
+  }
+
   @Test func chunksAreJoined() async throws {
     let door = try Door()
     try await door.greet { client async throws in
