@@ -154,7 +154,7 @@ extension Account {
   func bounce(_ job: Job, _ delivered: [Int], _ failed: [(Int, Reply)], _ lane: Lane?, _ lastReply: String) {
     let failures = failed.map { BounceFailure(recipient: job.envelope.recipients[$0.0], reply: $0.1) }
     Task {
-      let outcome = await services.bounce(job.id, job.envelope, job.content, failures)
+      let outcome = await services.bouncer.bounce(job.id, job.envelope, job.content, failures)
       if case .later = outcome {
         // Neither told nor written down: the next attempt finds the failure again. What was delivered is written.
         let next = time.wallClock + .seconds(60)
@@ -179,6 +179,7 @@ extension Account {
 
   func finishRecord(_ job: Job, _ next: Timestamp?) {
     active.remove(job.id)
+    wanted.remove(job.id)
     if let next { due.insert(Due(when: next.microseconds, id: job.id)) }
   }
 }

@@ -50,6 +50,8 @@ actor Account {
   var active: Set<QueueID> = []
   /// Messages that are being deleted, with the entries that were passed over meanwhile.
   var cancelled: [QueueID: [Due]] = [:]
+  /// Messages that were released while they were active: tried again, should this attempt come to nothing.
+  var wanted: Set<QueueID> = []
 
   var bucket: TokenBucket?
   var connections: [Int: Member] = [:]
@@ -156,6 +158,22 @@ actor Account {
       loginHold = nil
     }
     pump()
+  }
+
+  /// A message that is on hold from now on is not sent from memory: what the queue says of it decides.
+  func forget(_ id: QueueID) {
+    takeInbox()
+    _ = takeFresh(id)
+  }
+
+  /// Tries a message again that had been on hold; its entry may have been dropped meanwhile.
+  func resume(_ id: QueueID) {
+    if active.contains(id) {
+      wanted.insert(id)
+    } else {
+      due.insert(Due(when: Due.forced, id: id))
+      pump()
+    }
   }
 
   /// Keeps back a message that is about to be removed, until ``endCancel(_:isRemoved:)``: other accounts have to be
@@ -340,6 +358,7 @@ actor Account {
   /// Gives back the place and the token of a message that is not sent after all.
   func abandon(_ id: QueueID, on number: Int) {
     active.remove(id)
+    if wanted.remove(id) != nil { due.insert(Due(when: Due.forced, id: id)) }
     bucket?.refund()
     release(number)
     stopIfDone()

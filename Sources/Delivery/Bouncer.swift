@@ -27,6 +27,15 @@ struct Bouncer: Sendable {
   /// Enough for any header, and for the part of the original that is worth returning.
   private static let returnedLimit = 64 * 1024
 
+  /// Why nobody can be told anything about a message; nil when its sender can.
+  func obstacle(_ envelope: Envelope) -> String? {
+    if envelope.reversePath.isEmpty { return "the message has no sender: it is a notification itself" }
+    if (try? Mailbox(parsing: envelope.reversePath)) == nil || route(envelope.reversePath) == nil {
+      return "there is no route to its sender <\(envelope.reversePath)>"
+    }
+    return nil
+  }
+
   /// Queues a notification about `failures` to the sender of the message.
   func bounce(_ id: QueueID, _ envelope: Envelope, _ content: Content, _ failures: [BounceFailure]) async
     -> BounceOutcome

@@ -25,12 +25,12 @@ struct DeliveryServices: Sendable {
   let log: Logger
   /// In 0...1.
   let random: @Sendable () -> Double
-  let bounce: @Sendable (QueueID, Envelope, Content, [BounceFailure]) async -> BounceOutcome
+  let bouncer: Bouncer
 }
 
 /// The delivery of queued mail to its upstreams.
 public final class Delivery: Sendable {
-  private let services: DeliveryServices
+  let services: DeliveryServices
   private let loops: [EventLoop]
   private struct State {
     var accounts: [String: Account] = [:]
@@ -54,8 +54,7 @@ public final class Delivery: Sendable {
       store: store, time: time, hostname: settings.hostname, log: log, route: routeBounce,
       submit: { id, envelope, content in submit.withLock { $0 }?(id, envelope, content) })
     services = DeliveryServices(
-      store: store, resolver: resolver, time: time, log: log, random: random,
-      bounce: { await bouncer.bounce($0, $1, $2, $3) })
+      store: store, resolver: resolver, time: time, log: log, random: random, bouncer: bouncer)
     submit.withLock { slot in slot = { [weak self] in self?.submit($0, $1, $2) } }
   }
 
@@ -86,7 +85,7 @@ public final class Delivery: Sendable {
   }
 
   /// The account of a `[domain:]`. Mail whose `[domain:]` the configuration no longer has waits in one that is off.
-  private func account(_ name: String) -> Account {
+  func account(_ name: String) -> Account {
     state.withLock { state in
       if let account = state.accounts[name] { return account }
       var missing = UpstreamSettings(
@@ -139,7 +138,7 @@ public final class Delivery: Sendable {
     return isFree
   }
 
-  private var all: [Account] { state.withLock { Array($0.accounts.values) } }
+  var all: [Account] { state.withLock { Array($0.accounts.values) } }
 
   /// The messages that are under way now.
   public func messagesUnderWay() async -> Set<QueueID> {
