@@ -34,7 +34,7 @@ import Testing
     let disk = MemoryDisk()
     let spool = try open(disk)
     let ids = [try await spool.queue(100), try await spool.queue(200), try await spool.queue(300)]
-    let large = try await largeContent(spool, 700_000)
+    let large = try await largeContent(spool, 270_000)
     spool.update(ids[0]) { $0.isHeld = true }
     spool.update(ids[1]) { $0.deadReason = "nobody to tell" }
     spool.remove(ids[2])
@@ -46,7 +46,7 @@ import Testing
     #expect(report.formatVersions == [LogFormat.version: 1])
     #expect((report.messageRecords, report.stateRecords, report.removalRecords) == (4, 2, 1))
     #expect((report.messages, report.held, report.dead) == (3, 1, 1))
-    #expect((report.contentFiles, report.contentOctets, report.unnamedContentFiles) == (1, 700_000, 0))
+    #expect((report.contentFiles, report.contentOctets, report.unnamedContentFiles) == (1, 270_000, 0))
     #expect(report.unfinishedOctets == 0)
     #expect(report.octets == before[segment(disk)]?.count)
     #expect(disk.snapshot() == before, "the check has changed something")
@@ -116,16 +116,16 @@ import Testing
     let disk = MemoryDisk()
     let spool = try open(disk)
     var ids: [QueueID] = []
-    for _ in 0..<4 { ids.append(try await largeContent(spool, 300_000)) }
+    for _ in 0..<4 { ids.append(try await largeContent(spool, 130_000)) }
     await spool.close()
     let paths = ids.map { "/q/content/\($0)" }
     disk.state.withLock { s in s.files[paths[0]] = nil }
     change(disk, paths[1]) { $0.removeLast() }
-    change(disk, paths[2]) { $0[123_456] ^= 4 }
+    change(disk, paths[2]) { $0[123_450] ^= 4 }
     let report = try verify(disk)
     #expect(Set(report.damages.map(\.file)) == Set(paths[0...2]))
     #expect(Set(report.damages.flatMap(\.affected)) == Set(ids[0...2]))
-    #expect(report.damages.first { $0.file == paths[1] }?.detail == "its size should be 300000")
+    #expect(report.damages.first { $0.file == paths[1] }?.detail == "its size should be 130000")
     #expect(report.damages.first { $0.file == paths[2] }?.detail.contains("checksum") == true)
     #expect(report.messages == 4)
   }
