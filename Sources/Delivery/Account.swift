@@ -121,6 +121,11 @@ actor Account {
   }
 
   func takeInbox() {
+    drainInbox()
+    pump()
+  }
+
+  private func drainInbox() {
     let messages = inbox.withLock { messages in
       let taken = messages
       messages = []
@@ -133,7 +138,6 @@ actor Account {
         fresh[message.id] = message
       }
     }
-    pump()
   }
 
   func takeFresh(_ id: QueueID) -> FreshMessage? {
@@ -169,8 +173,9 @@ actor Account {
 
   /// A message that is on hold from now on is not sent from memory: what the queue says of it decides.
   func forget(_ id: QueueID) {
-    takeInbox()
+    drainInbox()
     _ = takeFresh(id)
+    pump()
   }
 
   /// Tries a message again that had been on hold; its entry may have been dropped meanwhile.
@@ -188,6 +193,8 @@ actor Account {
   func cancel(_ id: QueueID) -> Bool {
     if active.contains(id) { return false }
     cancelled[id] = []
+    // It may have come this moment: then it must be found here when it is removed, and not afterwards.
+    takeInbox()
     return true
   }
 

@@ -1,5 +1,6 @@
 // What an operator does to a single message: hold it, release it, send it back. Each leaves a line in its life.
 
+import Message
 import Primitives
 import SMTP
 import Spool
@@ -20,6 +21,7 @@ extension Delivery {
   /// - Returns: false when it is not queued.
   public func hold(_ id: QueueID, by reason: String) async -> Bool {
     guard let (envelope, _) = try? await services.store.readEnvelope(id) else { return false }
+    let reason = HeaderText.singleLine(reason, limit: 300)
     services.store.update(id) { [now = services.time.wallClock] state in
       guard !state.isHeld else { return }
       state.isHeld = true
@@ -35,6 +37,7 @@ extension Delivery {
   public func release(_ id: QueueID, by reason: String) async -> Bool {
     guard let (envelope, state) = try? await services.store.readEnvelope(id) else { return false }
     guard state.isHeld else { return true }
+    let reason = HeaderText.singleLine(reason, limit: 300)
     services.store.update(id) { [now = services.time.wallClock] state in
       guard state.isHeld else { return }
       state.isHeld = false
@@ -53,7 +56,7 @@ extension Delivery {
     let accounts = all
     var isFree = true
     for account in accounts where await !account.cancel(id) { isFree = false }
-    let outcome = isFree ? await returnToSender(id, reason) : .isUnderWay
+    let outcome = isFree ? await returnToSender(id, HeaderText.singleLine(reason, limit: 300)) : .isUnderWay
     let isRemoved = outcome == .bounced || outcome == .noSuchMessage
     for account in accounts { await account.endCancel(id, isRemoved: isRemoved) }
     return outcome

@@ -134,6 +134,25 @@ import Testing
     await bench.end()
   }
 
+  @Test func messageOfTwoAccountsIsReportedOnceForBoth() async throws {
+    let bench = try await bench()
+    var other = bench.settings
+    other.name = "other.test"
+    await bench.delivery.configure([bench.settings, other], Self.hourly)
+    var recipients = [Recipient.test("never@example.test"), .test("never@other.test"), .test("support@example.test")]
+    recipients[1].account = "other.test"
+    let id = try await bench.submit(recipients)
+    await bench.until { bench.state(id)?.lanes.count == 2 }
+    await bench.settled(id, attempts: 1)
+    await pass(600, bench)
+    await bench.until { bench.state(id)?.isDelayReported == true }
+    await pass(600, bench)
+    let reports = await bench.reports(1)
+    #expect(reports.count == 1 && reports[0].components("Action: delayed") == 2)
+    #expect(!reports[0].contains("support@example.test"))
+    await bench.end()
+  }
+
   // MARK: Age
 
   @Test func attemptsAreCountedOverRestarts() async throws {
