@@ -73,7 +73,6 @@ extension GlobalSettings {
     let unbuilt = [
       ("listen_submission", !listenSubmission.isEmpty), ("listen_smtps", !listenSMTPS.isEmpty),
       ("client_rate_limit_per_minute", clientRateLimitPerMinute > 0),
-      ("delay_warning", reader.isSet("delay_warning") && delayWarning > .zero),
     ]
     reader.warnUnbuilt(unbuilt, &findings)
     reader.finish(&findings)

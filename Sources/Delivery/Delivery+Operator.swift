@@ -1,5 +1,6 @@
 // What an operator does to a single message: hold it, release it, send it back. Each leaves a line in its life.
 
+import Message
 import Primitives
 import SMTP
 import Spool
@@ -20,6 +21,7 @@ extension Delivery {
   /// - Returns: false when it is not queued.
   public func hold(_ id: QueueID, by reason: String) async -> Bool {
     guard let (envelope, _) = try? await services.store.readEnvelope(id) else { return false }
+    let reason = HeaderText.singleLine(reason, limit: 300)
     services.store.update(id) { [now = services.time.wallClock] state in
       guard !state.isHeld else { return }
       state.isHeld = true
@@ -35,6 +37,7 @@ extension Delivery {
   public func release(_ id: QueueID, by reason: String) async -> Bool {
     guard let (envelope, state) = try? await services.store.readEnvelope(id) else { return false }
     guard state.isHeld else { return true }
+    let reason = HeaderText.singleLine(reason, limit: 300)
     services.store.update(id) { [now = services.time.wallClock] state in
       guard state.isHeld else { return }
       state.isHeld = false
@@ -53,7 +56,7 @@ extension Delivery {
     let accounts = all
     var isFree = true
     for account in accounts where await !account.cancel(id) { isFree = false }
-    let outcome = isFree ? await returnToSender(id, reason) : .isUnderWay
+    let outcome = isFree ? await returnToSender(id, HeaderText.singleLine(reason, limit: 300)) : .isUnderWay
     let isRemoved = outcome == .bounced || outcome == .noSuchMessage
     for account in accounts { await account.endCancel(id, isRemoved: isRemoved) }
     return outcome
@@ -68,18 +71,30 @@ extension Delivery {
     if let obstacle = services.bouncer.obstacle(message.envelope) { return .nobodyToTell(obstacle) }
     // A policy of this relay. Not 5.1 or 5.2, nor 5.0.0: senders' list managers would take those for a dead address.
     let reply = Reply(550, "5.7.0", "Returned by the operator of this relay: \(reason)")
-    var failures: [BounceFailure] = []
-    for (index, recipient) in message.envelope.recipients.enumerated() {
-      switch message.state.recipients[index] {
-      case .delivered: continue
-      // Dead, because nobody could be told then.
-      case .failed(let text): failures.append(BounceFailure(recipient: recipient, reply: Reply(550, nil, text)))
-      case nil: failures.append(BounceFailure(recipient: recipient, reply: reply))
+    var notice = Notice(id: id, envelope: message.envelope, fates: [], isByOperator: true)
+    notice.attempts = message.state.lanes.values.map(\.attempts).max() ?? 0
+    notice.firstAttempt = message.state.firstAttempt
+    for (index, recipient) in message.envelope.recipients.enumerated() where recipient.wantsFailure {
+      let state = message.state.recipients[index]
+      if state == .delivered { continue }
+      let last = message.state.lastAttempt(of: recipient.account)
+      if case .failed(let text) = state {
+        // Dead, because nobody could be told then.
+        let reply = Reply(recorded: text)
+        notice.fates.append(.init(recipient: recipient, action: .failed, reply: reply, lastAttempt: last))
+      } else {
+        notice.fates.append(.init(recipient: recipient, action: .failed, reply: reply, lastAttempt: last))
       }
     }
-    switch await services.bouncer.bounce(id, message.envelope, message.content, failures) {
+    guard !notice.fates.isEmpty else {
+      services.store.remove(id)
+      services.log.notice("\(id): given up by the operator: \(reason); its sender did not want to be told")
+      return .bounced
+    }
+    switch await services.bouncer.notify(notice, message.content) {
     case .told: break
-    case .impossible: return .nobodyToTell("there is no route to its sender any more")
+    case .impossible(let why): return .nobodyToTell(why)
+    case .tooMany(let why): return .nobodyToTell(why)
     case .later: return .nobodyToTell("the queue does not take the notification now; try again later")
     }
     services.store.remove(id)

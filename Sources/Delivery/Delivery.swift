@@ -6,17 +6,6 @@ import Primitives
 import SMTP
 import Spool
 
-/// Somebody who gets no mail, and why.
-public struct BounceFailure: Sendable {
-  public let recipient: Recipient
-  public let reply: Reply
-
-  public init(recipient: Recipient, reply: Reply) {
-    self.recipient = recipient
-    self.reply = reply
-  }
-}
-
 /// What the accounts share.
 struct DeliveryServices: Sendable {
   let store: any QueueStore
@@ -26,6 +15,8 @@ struct DeliveryServices: Sendable {
   /// In 0...1.
   let random: @Sendable () -> Double
   let bouncer: Bouncer
+  /// Messages whose senders are being told of a delay at this moment: each is told once, whichever account is first.
+  let warned = WarnedMessages()
 }
 
 /// The delivery of queued mail to its upstreams.
@@ -51,7 +42,8 @@ public final class Delivery: Sendable {
     state = Mutex(State(settings: settings))
     let submit = Mutex<(@Sendable (QueueID, Envelope, Content) -> Void)?>(nil)
     let bouncer = Bouncer(
-      store: store, time: time, hostname: settings.hostname, log: log, route: routeBounce,
+      store: store, time: time, hostname: settings.hostname, log: log,
+      limiter: NotificationLimiter(now: time.now), route: routeBounce,
       submit: { id, envelope, content in submit.withLock { $0 }?(id, envelope, content) })
     services = DeliveryServices(
       store: store, resolver: resolver, time: time, log: log, random: random, bouncer: bouncer)
@@ -110,10 +102,14 @@ public final class Delivery: Sendable {
 
   /// Takes what the queue held when the daemon started.
   public func recover(_ entries: [QueueEntry]) async {
-    var lanes: [String: [(id: QueueID, when: Timestamp)]] = [:]
+    var lanes: [String: [RecoveredMessage]] = [:]
     // One that is dead for some of its recipients has lanes for those it still has to reach.
     for entry in entries where !entry.isHeld {
-      for lane in entry.lanes { lanes[lane.account, default: []].append((entry.id, lane.nextAttempt)) }
+      for lane in entry.lanes {
+        let isLate = lane.attempts > 0 && !entry.isDelayReported
+        lanes[lane.account, default: []].append(
+          RecoveredMessage(id: entry.id, when: lane.nextAttempt, deferredSince: isLate ? entry.arrival : nil))
+      }
     }
     for (name, entries) in lanes { await account(name).recover(entries) }
   }

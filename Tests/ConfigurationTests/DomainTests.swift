@@ -156,7 +156,7 @@ import Testing
         listen_smtps = off
         metrics_listen = 127.0.0.1:9100
         client_rate_limit_per_minute = 5
-        delay_warning = 0
+        delay_warning = 2h
 
         """
     let files = configuration(
