@@ -60,7 +60,7 @@ let package = Package(
       name: "ssmtp-mailer",
       dependencies: [
         "Primitives", "SMTP", "Message", "Configuration", "Routing", "Network", "Delivery", "Spool", "Daemon",
-        "Sandbox", "CommandLineTools", arguments,
+        "Sandbox", "CommandLineTools", "CChecksum", "CLinux", arguments,
       ],
       swiftSettings: strict),
 
@@ -79,7 +79,7 @@ let package = Package(
     tests("ServerTests", ["Server", "Routing", "Configuration", "Network", "Sandbox", "TestSupport"]),
     tests("DeliveryTests", ["Delivery", "Sandbox", "TestSupport"]),
     tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
-    tests("CommandTests", ["CommandLineTools", "Sandbox", http]),
+    tests("CommandTests", ["CommandLineTools", "Daemon", "Spool", "Sandbox", "TestSupport", http]),
     // The binary itself is what these start, so it has to be built first.
     tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives"]),
   ]

@@ -6,6 +6,7 @@
 #include <resolv.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
+#include <sys/fsuid.h>
 #include <sys/un.h>
 
 /* Hidden behind _GNU_SOURCE, which must not be defined beside Swift's own view of these headers. */

@@ -40,6 +40,35 @@ public struct TextTable: Sendable {
   }
 }
 
+/// Columns that are printed while rows still come: as wide as the widest cell of the first rows, so that a table of any
+/// size need not be held in memory.
+public struct RunningTable: Sendable {
+  private let columns: [(heading: String, alignment: TextTable.Alignment)]
+  private var widths: [Int] = []
+
+  public init(_ columns: [(heading: String, alignment: TextTable.Alignment)]) { self.columns = columns }
+
+  /// The lines of further rows; before the first ones the headings. Control characters become blanks.
+  public mutating func lines(_ rows: [[String]]) -> [String] {
+    var rows = rows.map { row in columns.indices.map { $0 < row.count ? TerminalText.clean(row[$0]) : "" } }
+    if widths.isEmpty {
+      if rows.isEmpty { return [] }
+      rows.insert(columns.map(\.heading), at: 0)
+      widths = columns.indices.map { column in rows.map { $0[column].count }.max() ?? 0 }
+    }
+    return rows.map { row in
+      var line = ""
+      for (column, cell) in row.enumerated() {
+        let padding = String(repeating: " ", count: max(widths[column] - cell.count, 0))
+        if column > 0 { line += "  " }
+        line += columns[column].alignment == .right ? padding + cell : cell + padding
+      }
+      while line.last == " " { line.removeLast() }
+      return line
+    }
+  }
+}
+
 /// Text that came over a network, made fit for a terminal.
 public enum TerminalText {
   /// Control characters (C0, DEL, C1) and line separators become blanks: no reply may move the cursor.

@@ -72,8 +72,7 @@ extension GlobalSettings {
     findCertificate(&reader, files, &findings)
     let unbuilt = [
       ("listen_submission", !listenSubmission.isEmpty), ("listen_smtps", !listenSMTPS.isEmpty),
-      ("metrics_listen", !metricsListen.isEmpty), ("client_rate_limit_per_minute", clientRateLimitPerMinute > 0),
-      ("delay_warning", reader.isSet("delay_warning") && delayWarning > .zero),
+      ("client_rate_limit_per_minute", clientRateLimitPerMinute > 0),
     ]
     reader.warnUnbuilt(unbuilt, &findings)
     reader.finish(&findings)

@@ -3,14 +3,31 @@
 /// The paths of the admin API.
 public enum AdminPath {
   public static let status = "/v1/status"
-  /// GET lists (`?after=ID&limit=N&account=NAME&state=STATE`).
+  /// GET: the metrics, as text for Prometheus.
+  public static let metrics = "/metrics"
+  /// GET lists: a line for each message, and a last one that is `end`, or `next ID` when there may be more behind
+  /// that `after=ID`. Takes the names of ``QueueFilter`` as a query, `limit=N`, and `format=json|table|ids`.
   public static let queue = "/v1/queue"
-  /// POST tries everything now.
-  public static let retryAll = "/v1/queue/retry"
-  /// GET shows, DELETE removes.
+  /// GET counts what a filter names.
+  public static let count = "/v1/queue/count"
+  /// GET shows one message.
   public static func message(_ id: String) -> String { "/v1/queue/\(id)" }
-  /// POST tries this message now.
-  public static func retry(_ id: String) -> String { "/v1/queue/\(id)/retry" }
+  /// GET: all that has to be known to queue the message elsewhere, but its content.
+  public static func document(_ id: String) -> String { "/v1/queue/\(id)/document" }
+  /// GET: the content, octet by octet.
+  public static func content(_ id: String) -> String { "/v1/queue/\(id)/content" }
+  /// POST carries out an order on `ids=A,B`, or on what a filter names; `after=ID` with `until=ID` goes on,
+  /// `reason=TEXT` is told.
+  public static func order(_ order: QueueOrder) -> String { "/v1/queue/orders/\(order.rawValue)" }
+  /// POST gives an unused identifier.
+  public static let newID = "/v1/queue/new-id"
+  /// POST queues a message under `id=ID`: a line with its document, then its content.
+  public static let importing = "/v1/queue/import"
+}
+
+/// What an operator can have done with messages.
+public enum QueueOrder: String, Sendable, CaseIterable {
+  case retry, hold, release, delete, bounce
 }
 
 /// The state of the daemon.
@@ -53,6 +70,14 @@ public struct StatusReport: Codable, Sendable, Equatable {
   public var queueMessages: Int
   public var queueBytes: Int
   public var queueDiskBytes: Int
+  /// Free octets of the queue's file system; nil when that is not known.
+  public var queueFreeBytes: Int?
+  /// Whether new mail is refused for want of space.
+  public var queueIsShortOfSpace: Bool
+  /// How many octets have to be free before mail is taken again; only while it is refused.
+  public var queueNeedsFreeBytes: Int?
+  public var queueHeld: Int
+  public var queueDead: Int
   public var sessions: Int
   public var sessionsTotal: Int
   public var sessionsRefused: Int
@@ -79,11 +104,48 @@ public struct QueueItem: Codable, Sendable, Equatable {
   public var reason: String?
 }
 
-/// A page of the queue.
-public struct QueuePage: Codable, Sendable, Equatable {
-  public var messages: [QueueItem]
-  /// The `after` of the next page; nil at the end.
+/// How much there is of what a filter names.
+public struct QueueCount: Codable, Sendable, Equatable {
+  public struct Group: Codable, Sendable, Equatable {
+    /// A state, or the name of a `[domain:]`.
+    public var name: String
+    public var messages: Int
+    public var octets: Int
+  }
+  public var messages = 0
+  public var octets = 0
+  public var states: [Group] = []
+  /// A message counts for each account that it still waits for.
+  public var accounts: [Group] = []
+  /// The `after` of the next part; nil at the end.
   public var next: String?
+
+  public init() {}
+
+  /// Takes up the count of another part.
+  public mutating func add(_ other: QueueCount) {
+    messages += other.messages
+    octets += other.octets
+    for group in other.states { Self.add(group, to: &states) }
+    for group in other.accounts { Self.add(group, to: &accounts) }
+    next = other.next
+  }
+
+  mutating func add(_ state: String, _ accounts: [String], octets: Int) {
+    messages += 1
+    self.octets += octets
+    Self.add(Group(name: state, messages: 1, octets: octets), to: &states)
+    for account in accounts { Self.add(Group(name: account, messages: 1, octets: octets), to: &self.accounts) }
+  }
+
+  private static func add(_ group: Group, to groups: inout [Group]) {
+    if let place = groups.firstIndex(where: { $0.name == group.name }) {
+      groups[place].messages += group.messages
+      groups[place].octets += group.octets
+    } else {
+      groups.append(group)
+    }
+  }
 }
 
 /// One message with all that is known about it.
@@ -95,19 +157,39 @@ public struct QueueDetail: Codable, Sendable, Equatable {
     /// `pending`, `delivered`, `failed`.
     public var state: String
     public var reply: String?
+    /// NOTIFY of RFC 3461, as the client gave it.
+    public var notify: String?
+    /// ORCPT of RFC 3461.
+    public var orcpt: String?
+  }
+  public struct Event: Codable, Sendable, Equatable {
+    public var time: String
+    /// The name of ``LifeEvent/Kind``.
+    public var event: String
+    public var account: String?
+    public var text: String
   }
   public struct Lane: Codable, Sendable, Equatable {
     public var account: String
     public var attempts: Int
     public var nextAttempt: String
     public var lastReply: String
+    /// Attempts that may have arrived: their connection broke before the reply to the end of the message.
+    public var inDoubt: Int
   }
 
   public var item: QueueItem
   public var client: String
   public var helo: String
+  /// ENVID and RET of RFC 3461, BODY=8BITMIME and SMTPUTF8, as the client gave them.
+  public var parameters: [String]
   public var recipients: [Recipient]
   public var lanes: [Lane]
+  /// What happened to the message, oldest first.
+  public var life: [Event]
+  /// Why it waits, in words; one for each thing it waits for.
+  public var waiting: [String]
+  public var isDelayReported: Bool
   /// The header of the message, as text.
   public var header: String
 }
@@ -121,4 +203,24 @@ public struct AdminResult: Codable, Sendable, Equatable {
     self.ok = ok
     self.message = message
   }
+}
+
+/// What an order did.
+public struct OrderReport: Codable, Sendable, Equatable {
+  public struct Line: Codable, Sendable, Equatable {
+    public var id: String
+    /// The exit status of sysexits(3) that says how it went.
+    public var status: Int32
+    public var text: String
+  }
+  /// Messages with which it was done.
+  public var done = 0
+  /// A line for each message that was named, and for each with which it could not be done.
+  public var lines: [Line] = []
+  /// The `after` of the next part; nil at the end.
+  public var next: String?
+  /// The `until` of the next part: where the queue ended when the order came.
+  public var until: String?
+
+  public init() {}
 }

@@ -28,11 +28,13 @@ public final class Relay: Sendable {
   private let listeners: [Listener]
   private let failure: Failure
   private let started: Timestamp
+  private let census: QueueCensus
 
   private struct State {
     var settings: Settings
     var isStopping = false
     var admin: Task<Void, Never>?
+    var metrics: [Task<Void, Never>] = []
   }
   private let state: Mutex<State>
 
@@ -85,6 +87,7 @@ public final class Relay: Sendable {
         directory: settings.global.queueDir, disk: PosixDisk(), time: time,
         options: SpoolOptions(reserve: settings.global.queueMinimumFree), onFailure: { failure.report($0) })
     } catch { throw DaemonError("\(error)", exitStatus: 73) }
+    census = QueueCensus(store: spool, time: time)
 
     let routes = Mutex(router)
     let delivery = Delivery(
@@ -145,6 +148,7 @@ public final class Relay: Sendable {
       after = last.id
     }
     await startAdmin(settings.global.adminSocket)
+    startMetrics(settings.global.metricsListen)
     for listener in listeners { server.listen(on: listener) }
     let endpoints = listeners.map(\.endpoint.description).joined(separator: ", ")
     log.notice("ssmtp-mailer \(relayVersion) is ready on \(endpoints), \(recovered) messages in the queue")
@@ -171,6 +175,18 @@ public final class Relay: Sendable {
     for await _ in stream {}
   }
 
+  private func startMetrics(_ endpoints: [Endpoint]) {
+    let server = MetricsServer { await self.report() }
+    let tasks = endpoints.map { endpoint in
+      Task { [log] in
+        do { try await server.run(on: endpoint) } catch {
+          if !Task.isCancelled { log.error("metrics_listen: \(endpoint) cannot be served: \(error)") }
+        }
+      }
+    }
+    state.withLock { $0.metrics = tasks }
+  }
+
   /// Takes over changed settings. Listeners and the queue's directory stay as they are until a restart.
   public func reload(_ settings: Settings) async throws(DaemonError) {
     let old = state.withLock { $0.settings }
@@ -186,6 +202,7 @@ public final class Relay: Sendable {
       ("listen", old.global.listen != settings.global.listen),
       ("queue_dir", old.global.queueDir != settings.global.queueDir),
       ("admin_socket", old.global.adminSocket != settings.global.adminSocket),
+      ("metrics_listen", old.global.metricsListen != settings.global.metricsListen),
     ] where changed { log.warning("\(key) has changed: that takes effect with the next restart") }
     log.notice("configuration reloaded")
   }
@@ -208,7 +225,8 @@ public final class Relay: Sendable {
     async let clients: Void = server.stop(within: grace)
     async let upstreams: Void = delivery.stop(within: grace)
     _ = await (clients, upstreams)
-    let admin = state.withLock { $0.admin }
+    let (admin, metrics) = state.withLock { ($0.admin, $0.metrics) }
+    for task in metrics { task.cancel() }
     admin?.cancel()
     unlink(state.withLock { $0.settings.global.adminSocket })
     await spool.close()
@@ -241,15 +259,28 @@ public final class Relay: Sendable {
     let queue = spool.statistics
     let counters = server.counters
     let now = time.wallClock
+    let (held, dead) = await census.count()
     return StatusReport(
       version: relayVersion, pid: Int(getpid()), startedAt: ISOTime.format(started),
       uptimeSeconds: Int((now - started).components.seconds),
       state: failure.error != nil ? "failed" : isStopping ? "stopping" : "ready",
       hostname: settings.global.defaultHostname, listeners: listeners.map(\.endpoint.description),
       queueMessages: queue.messages, queueBytes: queue.liveBytes, queueDiskBytes: queue.diskBytes,
+      queueFreeBytes: queue.freeBytes, queueIsShortOfSpace: queue.isShortOfSpace,
+      queueNeedsFreeBytes: queue.isShortOfSpace ? spaceToResume(settings) : nil, queueHeld: held, queueDead: dead,
       sessions: counters.openSessions, sessionsTotal: counters.connections,
       sessionsRefused: counters.refusedConnections, accepted: counters.accepted, refused: counters.refused,
       accounts: await delivery.snapshots().map(StatusReport.Account.init))
+  }
+}
+
+extension Relay {
+  /// How much has to be free before mail is taken again, as docs/configuration.md has it for `queue_min_free`.
+  private func spaceToResume(_ settings: Settings) -> Int? {
+    let total: Int?
+    do throws(DiskError) { total = try PosixDisk().space(settings.global.queueDir)?.total } catch { total = nil }
+    guard let reserve = settings.global.queueMinimumFree ?? total.map({ min($0 / 10, 256 << 20) }) else { return nil }
+    return reserve + reserve / 4
   }
 }
 

@@ -52,6 +52,7 @@ extension DeliverySettings {
     self.init(hostname: settings.global.defaultHostname)
     retrySchedule = RetrySchedule(settings.global.retrySchedule)
     queueLifetime = settings.global.queueLifetime
+    delayWarning = settings.global.delayWarning
   }
 }
 

@@ -50,6 +50,12 @@ actor Account {
   var active: Set<QueueID> = []
   /// Messages that are being deleted, with the entries that were passed over meanwhile.
   var cancelled: [QueueID: [Due]] = [:]
+  /// Messages that were released while they were active: tried again, should this attempt come to nothing.
+  var wanted: Set<QueueID> = []
+  /// When the senders of deferred messages are to be told that they are late.
+  var warnings = Heap<Due>()
+  var watched: Set<QueueID> = []
+  var isWarning = false
 
   var bucket: TokenBucket?
   var connections: [Int: Member] = [:]
@@ -115,6 +121,11 @@ actor Account {
   }
 
   func takeInbox() {
+    drainInbox()
+    pump()
+  }
+
+  private func drainInbox() {
     let messages = inbox.withLock { messages in
       let taken = messages
       messages = []
@@ -127,7 +138,6 @@ actor Account {
         fresh[message.id] = message
       }
     }
-    pump()
   }
 
   func takeFresh(_ id: QueueID) -> FreshMessage? {
@@ -137,8 +147,11 @@ actor Account {
   }
 
   /// Adds what the queue held when the daemon started.
-  func recover(_ entries: [(id: QueueID, when: Timestamp)]) {
-    for entry in entries { due.insert(Due(when: entry.when.microseconds, id: entry.id)) }
+  func recover(_ messages: [RecoveredMessage]) {
+    for message in messages {
+      due.insert(Due(when: message.when.microseconds, id: message.id))
+      if let arrival = message.deferredSince { watchDelay(message.id, arrival) }
+    }
     pump()
   }
 
@@ -158,11 +171,30 @@ actor Account {
     pump()
   }
 
+  /// A message that is on hold from now on is not sent from memory: what the queue says of it decides.
+  func forget(_ id: QueueID) {
+    drainInbox()
+    _ = takeFresh(id)
+    pump()
+  }
+
+  /// Tries a message again that had been on hold; its entry may have been dropped meanwhile.
+  func resume(_ id: QueueID) {
+    if active.contains(id) {
+      wanted.insert(id)
+    } else {
+      due.insert(Due(when: Due.forced, id: id))
+      pump()
+    }
+  }
+
   /// Keeps back a message that is about to be removed, until ``endCancel(_:isRemoved:)``: other accounts have to be
   /// asked first. Returns false when it is being delivered now.
   func cancel(_ id: QueueID) -> Bool {
     if active.contains(id) { return false }
     cancelled[id] = []
+    // It may have come this moment: then it must be found here when it is removed, and not afterwards.
+    takeInbox()
     return true
   }
 
@@ -179,6 +211,7 @@ actor Account {
 
   func configure(_ settings: UpstreamSettings, _ delivery: DeliverySettings) {
     let changed = settings != self.settings
+    shiftWarnings(from: self.delivery.delayWarning, to: delivery.delayWarning)
     self.delivery = delivery
     guard changed else { return }
     self.settings = settings
@@ -222,9 +255,16 @@ actor Account {
     pump()
   }
 
-  /// Hands out what is due while there is a connection, a token and no reason to wait.
+  /// Does what is due.
   func pump() {
-    guard !isStopping, settings.isEnabled, !due.isEmpty else { return }
+    guard !isStopping, settings.isEnabled else { return }
+    warnOfDelays()
+    dispatchDue()
+  }
+
+  /// Hands out what is due while there is a connection, a token and no reason to wait.
+  private func dispatchDue() {
+    guard !due.isEmpty else { return }
     let now = time.now
     if let hold, now < hold.until { return wake(at: hold.until) }
     let wall = time.wallClock.microseconds
@@ -336,12 +376,13 @@ actor Account {
     if open.isEmpty { return nil }
     return Job(
       id: message.id, envelope: message.envelope, recipients: open, attempts: lane?.attempts ?? 0,
-      content: message.content)
+      content: message.content, firstAttempt: state.firstAttempt, isDelayReported: state.isDelayReported)
   }
 
   /// Gives back the place and the token of a message that is not sent after all.
   func abandon(_ id: QueueID, on number: Int) {
     active.remove(id)
+    if wanted.remove(id) != nil { due.insert(Due(when: Due.forced, id: id)) }
     bucket?.refund()
     release(number)
     stopIfDone()

@@ -1,5 +1,6 @@
-// Tells senders what did not arrive. A notification is a message like any other: durable in the queue, routed,
-// delivered by an account; but from the null reverse-path, so that it never causes another one.
+// Tells senders what became of their mail: failed, late, or handed on. A notification is a message like any other:
+// durable in the queue, routed, delivered by an account; but from the null reverse-path, so that it never causes
+// another one.
 
 import Logging
 import Message
@@ -7,11 +8,41 @@ import Primitives
 import SMTP
 import Spool
 
+/// What is to be told about one message.
+struct Notice: Sendable {
+  struct Fate: Sendable {
+    let recipient: Recipient
+    let action: DeliveryStatusNotification.Action
+    let reply: Reply
+    /// The upstream that gave the reply, as `host[address]:port`; nil when the reply is our own.
+    var peer: String?
+    /// The upstream's own last words, when `reply` is what we made of them.
+    var diagnostic: Reply?
+    var lastAttempt: Timestamp?
+    /// Until when a message that is late will be tried.
+    var retryUntil: Timestamp?
+  }
+
+  let id: QueueID
+  let envelope: Envelope
+  var fates: [Fate]
+  /// How often delivery was tried, and when for the first time.
+  var attempts = 0
+  var firstAttempt: Timestamp?
+  /// An operator asked for it: no limit holds.
+  var isByOperator = false
+
+  var names: String { fates.map(\.recipient.address).listed }
+}
+
 /// Whether a sender was told.
-enum BounceOutcome: Sendable {
-  case told
-  /// Nobody can be told: the message is kept as dead.
-  case impossible
+enum NoticeOutcome: Sendable {
+  /// By this message.
+  case told(QueueID)
+  /// Nobody can be told, for this reason.
+  case impossible(String)
+  /// More notifications were sent than are good, which the reason says.
+  case tooMany(String)
   /// The queue does not take the notification now.
   case later
 }
@@ -21,58 +52,165 @@ struct Bouncer: Sendable {
   let time: any Timekeeper
   let hostname: String
   let log: Logger
+  let limiter: NotificationLimiter
   let route: @Sendable (String) -> (address: String, account: String)?
   let submit: @Sendable (QueueID, Envelope, Content) -> Void
 
-  /// Enough for any header, and for the part of the original that is worth returning.
-  private static let returnedLimit = 64 * 1024
+  /// Enough for any header.
+  private static let headerLimit = 64 * 1024
+  /// A message that its sender wants back as a whole (RET=FULL) comes back up to this size; of a larger one, the header.
+  static let fullLimit = 1024 * 1024
 
-  /// Queues a notification about `failures` to the sender of the message.
-  func bounce(_ id: QueueID, _ envelope: Envelope, _ content: Content, _ failures: [BounceFailure]) async
-    -> BounceOutcome
-  {
-    let names = failures.map { "<\($0.recipient.address)>" }.joined(separator: ", ")
-    guard !envelope.reversePath.isEmpty else {
-      log.error("\(id): failed for \(names), and it is a notification itself: kept as dead")
-      return .impossible
+  /// Why nobody can be told anything about a message; nil when its sender can.
+  func obstacle(_ envelope: Envelope) -> String? {
+    if envelope.reversePath.isEmpty { return "it is a notification itself" }
+    if (try? Mailbox(parsing: envelope.reversePath)) == nil || route(envelope.reversePath) == nil {
+      return "there is no route to its sender <\(envelope.reversePath)>"
     }
+    return nil
+  }
+
+  /// Queues a notification to the sender of the message.
+  /// - Parameter beforeQueueing: called when nothing is left to do but to queue it, so that what it writes down and
+  ///   the notification become durable together.
+  func notify(
+    _ notice: Notice, _ content: Content, beforeQueueing: @Sendable () -> Void = {}
+  ) async -> NoticeOutcome {
+    let (id, envelope) = (notice.id, notice.envelope)
+    if let obstacle = obstacle(envelope) { return .impossible(obstacle) }
     guard let sender = try? Mailbox(parsing: envelope.reversePath), let route = route(envelope.reversePath) else {
-      log.error(
-        "\(id): failed for \(names), and there is no route to its sender <\(envelope.reversePath)>: kept as dead")
-      return .impossible
+      return .impossible("there is no route to its sender <\(envelope.reversePath)>")
     }
+    if !notice.isByOperator, let reason = refusal(envelope.reversePath) { return .tooMany(reason) }
     let report = store.nextID()
     let now = time.wallClock
-    let notification = DeliveryStatusNotification(
-      hostname: hostname, reversePath: sender, queueID: id.description, envelopeID: envelope.envelopeID,
-      arrivalDate: envelope.arrival, date: now, messageID: "\(report)@\(hostname)",
-      recipients: failures.map { failure in
-        .init(
-          finalRecipient: failure.recipient.address,
-          originalRecipient: .init(addressType: "rfc822", address: failure.recipient.original), action: .failed,
-          reply: failure.reply, lastAttempt: now)
-      })
     do {
-      let original = try await beginning(of: content)
+      let ret = ret(notice, content)
+      let original = try await beginning(of: content, ret == .full ? Self.fullLimit : Self.headerLimit)
+      var notification = DeliveryStatusNotification(
+        hostname: hostname, reversePath: sender, queueID: id.description, envelopeID: envelope.envelopeID,
+        arrivalDate: envelope.arrival, date: now, messageID: "\(report)@\(hostname)",
+        recipients: notice.fates.map { .init($0) }, ret: ret)
+      notification.attempts = notice.attempts
+      notification.firstAttempt = notice.firstAttempt
       let bytes = Content.bytes(notification.compose(original: original))
       let recipient = Recipient(address: route.address, original: envelope.reversePath, account: route.account)
       let wrapper = Envelope(
         reversePath: "", recipients: [recipient], arrival: now, clientAddress: "", helo: hostname, is8Bit: true,
         smtpUTF8: envelope.smtpUTF8, envelopeID: nil, returnFull: nil)
+      beforeQueueing()
       try await store.append(report, wrapper, bytes)
-      log.notice("\(id): failed for \(names): sender <\(envelope.reversePath)> is notified by \(report)")
+      let action = notice.fates.first?.action.rawValue ?? ""
+      log.notice("\(id): \(action) for \(notice.names): sender <\(envelope.reversePath)> is notified by \(report)")
       submit(report, wrapper, bytes)
-      return .told
+      return .told(report)
     } catch {
-      log.error("\(id): cannot queue the notification to <\(envelope.reversePath)>: \(error); tried again later")
+      if !notice.isByOperator { limiter.refund(envelope.reversePath) }
+      log.error("\(id): cannot queue the notification to <\(envelope.reversePath)>: \(error)")
       return .later
     }
   }
 
-  private func beginning(of content: Content) async throws(QueueError) -> [UInt8] {
+  /// Why the sender gets no notification now. Said in the log once for each storm.
+  private func refusal(_ sender: String) -> String? {
+    switch limiter.ask(sender, now: time.now) {
+    case .granted(let withheld):
+      if withheld > 0 { log.notice("notifications are sent again; \(withheld) were withheld") }
+      return nil
+    case .refused(let reason, let isFirst):
+      if isFirst {
+        log.error(
+          "\(reason): further ones are withheld, and messages that failed are kept as dead; `ssmtp-mailer queue list --state dead` shows them"
+        )
+      }
+      return reason
+    }
+  }
+
+  /// Only who lost the message gets it back: of others the header is enough (RFC 3461 4.3).
+  private func ret(_ notice: Notice, _ content: Content) -> MailParameters.Return {
+    guard notice.envelope.returnFull == true, notice.fates.contains(where: { $0.action == .failed }),
+      content.count <= Self.fullLimit
+    else { return .headers }
+    return .full
+  }
+
+  private func beginning(of content: Content, _ limit: Int) async throws(QueueError) -> [UInt8] {
     switch content {
-    case .bytes(let bytes): Array(bytes.prefix(Self.returnedLimit))
-    case .file(let file): try await file.read(at: 0, count: min(file.count, Self.returnedLimit))
+    case .bytes(let bytes): Array(bytes.prefix(limit))
+    case .file(let file): try await file.read(at: 0, count: min(file.count, limit))
+    }
+  }
+}
+
+extension DeliveryStatusNotification.Recipient {
+  init(_ fate: Notice.Fate) {
+    self.init(
+      finalRecipient: fate.recipient.address, originalRecipient: fate.recipient.reportedOriginal,
+      action: fate.action, reply: fate.reply, remoteMTA: fate.peer.map { String($0.prefix { $0 != "[" }) },
+      diagnostic: fate.diagnostic, lastAttempt: fate.lastAttempt, willRetryUntil: fate.retryUntil)
+  }
+}
+
+extension Recipient {
+  /// NOTIFY as it was given.
+  var notifies: RecipientParameters.Notify? { notify.map { .init(rawValue: $0) } }
+
+  /// Whether the sender wants to hear of failures: nothing said means yes (RFC 3461 4.1).
+  var wantsFailure: Bool { notifies?.contains(.failure) ?? true }
+  var wantsDelay: Bool { notifies?.contains(.delay) ?? true }
+  var wantsSuccess: Bool { notifies?.contains(.success) ?? false }
+
+  /// ORCPT as it was given, `type;address`.
+  var givenOriginal: RecipientParameters.OriginalRecipient? {
+    guard let text = originalRecipient, let semicolon = text.firstIndex(of: ";") else { return nil }
+    return .init(addressType: String(text[..<semicolon]), address: String(text[text.index(after: semicolon)...]))
+  }
+
+  /// What the sender calls this recipient: ORCPT, or the address before it was rewritten.
+  var reportedOriginal: RecipientParameters.OriginalRecipient {
+    givenOriginal ?? .init(addressType: original.utf8.allSatisfy { $0 < 0x80 } ? "rfc822" : "utf-8", address: original)
+  }
+}
+
+extension Envelope {
+  /// Whether a recipient is one of several that an address of the client's stood for: a multiple-recipient alias
+  /// (RFC 3461 5.2.7).
+  func isExpanded(_ recipient: Recipient) -> Bool {
+    recipients.lazy.filter { $0.original == recipient.original }.prefix(2).count > 1
+  }
+}
+
+extension Content {
+  /// The size in octets.
+  var count: Int {
+    switch self {
+    case .bytes(let bytes): bytes.count
+    case .file(let file): file.count
+    }
+  }
+}
+
+extension [String] {
+  /// Addresses for a line of log or life: `<a>, <b>, <c> and 97 more`.
+  var listed: String {
+    let names = prefix(3).map { "<\($0)>" }.joined(separator: ", ")
+    return count > 3 ? "\(names) and \(count - 3) more" : names
+  }
+}
+
+extension Reply {
+  /// Reads back what ``description`` wrote into the queue.
+  init(recorded text: String) {
+    let words = text.split(separator: " ", maxSplits: 2, omittingEmptySubsequences: false)
+    guard let code = words.first.flatMap({ Int($0) }), (200...599).contains(code) else {
+      self.init(550, nil, text)
+      return
+    }
+    if words.count > 1, let enhanced = EnhancedStatusCode(parsing: words[1]) {
+      self.init(code: code, enhanced: enhanced, lines: words.count > 2 ? [String(words[2])] : [])
+    } else {
+      self.init(code: code, enhanced: nil, lines: [words.dropFirst().joined(separator: " ")])
     }
   }
 }

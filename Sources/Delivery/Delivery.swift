@@ -6,17 +6,6 @@ import Primitives
 import SMTP
 import Spool
 
-/// Somebody who gets no mail, and why.
-public struct BounceFailure: Sendable {
-  public let recipient: Recipient
-  public let reply: Reply
-
-  public init(recipient: Recipient, reply: Reply) {
-    self.recipient = recipient
-    self.reply = reply
-  }
-}
-
 /// What the accounts share.
 struct DeliveryServices: Sendable {
   let store: any QueueStore
@@ -25,12 +14,14 @@ struct DeliveryServices: Sendable {
   let log: Logger
   /// In 0...1.
   let random: @Sendable () -> Double
-  let bounce: @Sendable (QueueID, Envelope, Content, [BounceFailure]) async -> BounceOutcome
+  let bouncer: Bouncer
+  /// Messages whose senders are being told of a delay at this moment: each is told once, whichever account is first.
+  let warned = WarnedMessages()
 }
 
 /// The delivery of queued mail to its upstreams.
 public final class Delivery: Sendable {
-  private let services: DeliveryServices
+  let services: DeliveryServices
   private let seats: [Seat]
   private struct State {
     var accounts: [String: Account] = [:]
@@ -61,11 +52,11 @@ public final class Delivery: Sendable {
     state = Mutex(State(settings: settings))
     let submit = Mutex<(@Sendable (QueueID, Envelope, Content) -> Void)?>(nil)
     let bouncer = Bouncer(
-      store: store, time: time, hostname: settings.hostname, log: log, route: routeBounce,
+      store: store, time: time, hostname: settings.hostname, log: log,
+      limiter: NotificationLimiter(now: time.now), route: routeBounce,
       submit: { id, envelope, content in submit.withLock { $0 }?(id, envelope, content) })
     services = DeliveryServices(
-      store: store, resolver: resolver, time: time, log: log, random: random,
-      bounce: { await bouncer.bounce($0, $1, $2, $3) })
+      store: store, resolver: resolver, time: time, log: log, random: random, bouncer: bouncer)
     submit.withLock { slot in slot = { [weak self] in self?.submit($0, $1, $2) } }
   }
 
@@ -96,7 +87,7 @@ public final class Delivery: Sendable {
   }
 
   /// The account of a `[domain:]`. Mail whose `[domain:]` the configuration no longer has waits in one that is off.
-  private func account(_ name: String) -> Account {
+  func account(_ name: String) -> Account {
     state.withLock { state in
       if let account = state.accounts[name] { return account }
       var missing = UpstreamSettings(
@@ -121,10 +112,14 @@ public final class Delivery: Sendable {
 
   /// Takes what the queue held when the daemon started.
   public func recover(_ entries: [QueueEntry]) async {
-    var lanes: [String: [(id: QueueID, when: Timestamp)]] = [:]
+    var lanes: [String: [RecoveredMessage]] = [:]
     // One that is dead for some of its recipients has lanes for those it still has to reach.
     for entry in entries where !entry.isHeld {
-      for lane in entry.lanes { lanes[lane.account, default: []].append((entry.id, lane.nextAttempt)) }
+      for lane in entry.lanes {
+        let isLate = lane.attempts > 0 && !entry.isDelayReported
+        lanes[lane.account, default: []].append(
+          RecoveredMessage(id: entry.id, when: lane.nextAttempt, deferredSince: isLate ? entry.arrival : nil))
+      }
     }
     for (name, entries) in lanes { await account(name).recover(entries) }
   }
@@ -149,7 +144,7 @@ public final class Delivery: Sendable {
     return isFree
   }
 
-  private var all: [Account] { state.withLock { Array($0.accounts.values) } }
+  var all: [Account] { state.withLock { Array($0.accounts.values) } }
 
   /// The messages that are under way now.
   public func messagesUnderWay() async -> Set<QueueID> {

@@ -1,5 +1,7 @@
 // What an account hands to a connection.
 
+import Primitives
+import SMTP
 import Spool
 
 /// A message on its way through one account.
@@ -12,17 +14,39 @@ struct Job: Sendable {
   let attempts: Int
   let content: Content
   let size: Int
+  /// When it was first tried; nil when this is the first attempt.
+  let firstAttempt: Timestamp?
+  /// Whether the sender knows that it is late.
+  let isDelayReported: Bool
 
-  init(id: QueueID, envelope: Envelope, recipients: [Int], attempts: Int, content: Content) {
+  init(
+    id: QueueID, envelope: Envelope, recipients: [Int], attempts: Int, content: Content,
+    firstAttempt: Timestamp? = nil, isDelayReported: Bool = false
+  ) {
     self.id = id
     self.envelope = envelope
     self.recipients = recipients
     self.attempts = attempts
     self.content = content
-    size =
-      switch content {
-      case .bytes(let bytes): bytes.count
-      case .file(let file): file.count
-      }
+    size = content.count
+    self.firstAttempt = firstAttempt
+    self.isDelayReported = isDelayReported
+  }
+
+  /// What an upstream that offers DSN is told (RFC 3461 5.2.1); nil when there is nothing to tell.
+  var dsnOptions: ClientTransaction.DSNOptions? {
+    let parameters = recipients.map { index in
+      let recipient = envelope.recipients[index]
+      var notify = recipient.notifies
+      // The sender hears from us that the alias was expanded, not from each of its addresses that it was reached.
+      if envelope.isExpanded(recipient) { notify?.remove(.success) }
+      let isRewritten = recipient.original != recipient.address && recipient.original.utf8.contains(UInt8(ascii: "@"))
+      return RecipientParameters(
+        notify: notify,
+        originalRecipient: recipient.givenOriginal ?? (isRewritten ? recipient.reportedOriginal : nil))
+    }
+    let ret = envelope.returnFull.map { $0 ? MailParameters.Return.full : .headers }
+    guard ret != nil || envelope.envelopeID != nil || parameters.contains(where: \.usesDSN) else { return nil }
+    return .init(ret: ret, envelopeID: envelope.envelopeID, recipients: parameters)
   }
 }

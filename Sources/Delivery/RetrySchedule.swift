@@ -29,6 +29,18 @@ public struct RetrySchedule: Sendable, Equatable {
     return sum + steps[steps.count - 1] * max(attempts - steps.count, 0)
   }
 
+  /// The number of the attempt after which a message is given up, when its patience may be `lifetime` at most.
+  public func lastAttempt(within lifetime: Duration) -> Int {
+    var sum = Duration.zero
+    for (index, step) in steps.enumerated() {
+      sum += step
+      if sum >= lifetime { return index + 1 }
+    }
+    let last = steps[steps.count - 1].nanoseconds
+    guard last > 0 else { return .max }
+    return steps.count + Int(((lifetime - sum).nanoseconds + last - 1) / last)
+  }
+
   static func jittered(_ wait: Duration, _ random: Double) -> Duration {
     .nanoseconds(Int64(Double(wait.nanoseconds) * (1 + jitter * (2 * random - 1))))
   }

@@ -18,6 +18,12 @@ public struct TokenBucket: Sendable {
     updated = now
   }
 
+  /// A full bucket that refills more slowly than once a minute.
+  init(perHour: Int, burst: Int, now: MonotonicInstant) {
+    self.init(perMinute: 1, burst: burst, now: now)
+    perMinute = Double(max(perHour, 1)) / 60
+  }
+
   /// Changes the limit and keeps what is in the bucket, so that a reload is no way around it.
   public mutating func change(perMinute: Int, burst: Int, now: MonotonicInstant) {
     refill(now)

@@ -121,7 +121,8 @@ actor UpstreamConnection {
       job: job,
       transaction: ClientTransaction(
         reversePath: job.envelope.reversePath, recipients: job.recipients.map { job.envelope.recipients[$0].address },
-        size: job.size, is8Bit: job.envelope.is8Bit, smtpUTF8: job.envelope.smtpUTF8, capabilities: capabilities),
+        size: job.size, is8Bit: job.envelope.is8Bit, smtpUTF8: job.envelope.smtpUTF8, capabilities: capabilities,
+        dsn: capabilities.dsn ? job.dsnOptions : nil),
       started: SystemTime().now)
     if mustReset || !inFlight.isEmpty {
       // What went before may have failed in the middle, and a failed BDAT leaves its transaction open (RFC 3030 2).

@@ -96,6 +96,8 @@ public struct UpstreamSettings: Sendable, Equatable {
 public struct DeliverySettings: Sendable, Equatable {
   public var retrySchedule = RetrySchedule.standard
   public var queueLifetime = Duration.seconds(5 * 86_400)
+  /// After how long the sender of a message that is still deferred is told so; zero: never.
+  public var delayWarning = Duration.seconds(4 * 3600)
   /// The name that reports non-delivery: `MAILER-DAEMON@` this.
   public var hostname: String
 

@@ -10,7 +10,7 @@ import SMTP
 /// A delivery status notification (RFC 3464 in a multipart/report of RFC 6522).
 public struct DeliveryStatusNotification: Sendable {
   public enum Action: String, Hashable, Sendable {
-    case failed, delayed, delivered, relayed
+    case failed, delayed, delivered, relayed, expanded
   }
 
   /// What became of one recipient.
@@ -24,19 +24,23 @@ public struct DeliveryStatusNotification: Sendable {
     public var reply: Reply
     /// The server that gave the reply; nil when it is our own.
     public var remoteMTA: String?
+    /// What that server said, when `reply` is what we made of it.
+    public var diagnostic: Reply?
     public var lastAttempt: Timestamp?
     /// For `delayed`: until when delivery is tried.
     public var willRetryUntil: Timestamp?
 
     public init(
       finalRecipient: String, originalRecipient: RecipientParameters.OriginalRecipient? = nil, action: Action,
-      reply: Reply, remoteMTA: String? = nil, lastAttempt: Timestamp? = nil, willRetryUntil: Timestamp? = nil
+      reply: Reply, remoteMTA: String? = nil, diagnostic: Reply? = nil, lastAttempt: Timestamp? = nil,
+      willRetryUntil: Timestamp? = nil
     ) {
       self.finalRecipient = finalRecipient
       self.originalRecipient = originalRecipient
       self.action = action
       self.reply = reply
       self.remoteMTA = remoteMTA
+      self.diagnostic = diagnostic
       self.lastAttempt = lastAttempt
       self.willRetryUntil = willRetryUntil
     }
@@ -47,7 +51,7 @@ public struct DeliveryStatusNotification: Sendable {
         switch action {
         case .failed: 5
         case .delayed: 4
-        case .delivered, .relayed: 2
+        case .delivered, .relayed, .expanded: 2
         }
       guard let code = reply.enhanced else { return EnhancedStatusCode(expected, 0, 0) }
       // What failed because its time ran out has a transient last reply, but failed for good.
@@ -67,6 +71,9 @@ public struct DeliveryStatusNotification: Sendable {
   public var recipients: [Recipient]
   /// How much of the original comes back; nil: the header only (RFC 3461 4.3 leaves the choice to us).
   public var ret: MailParameters.Return?
+  /// How often delivery was tried, and when for the first time: said to people when it was more than once.
+  public var attempts = 0
+  public var firstAttempt: Timestamp?
 
   public init(
     hostname: String, reversePath: Mailbox, queueID: String, envelopeID: String? = nil, arrivalDate: Timestamp,
@@ -126,7 +133,7 @@ public struct DeliveryStatusNotification: Sendable {
     line("--\(boundary)")
     line("Content-Type: \(ret == .full ? "message/rfc822" : "text/rfc822-headers")")
     if isReturned8Bit { line("Content-Transfer-Encoding: 8bit") }
-    line("Content-Description: \(ret == .full ? "Undelivered message" : "Header of the undelivered message")")
+    line("Content-Description: \(ret == .full ? "The message" : "The header of the message")")
     line("")
     out.append(contentsOf: returned)
     line("")
@@ -147,7 +154,8 @@ public struct DeliveryStatusNotification: Sendable {
   private var subject: String {
     let actions = Set(recipients.map(\.action))
     if actions == [.delayed] { return "Your message is delayed" }
-    if actions.isSubset(of: [.delivered, .relayed]) { return "Your message was delivered" }
+    if actions == [.delivered] { return "Your message was delivered" }
+    if actions.isSubset(of: [.delivered, .relayed, .expanded]) { return "Your message was handed on" }
     return "Your message could not be delivered"
   }
 
@@ -157,7 +165,7 @@ public struct DeliveryStatusNotification: Sendable {
     var lines = ["This is the mail system at host \(hostname).", ""]
     let failed = recipients.filter { $0.action == .failed }
     let delayed = recipients.filter { $0.action == .delayed }
-    let done = recipients.filter { $0.action == .delivered || $0.action == .relayed }
+    let done = recipients.filter { [.delivered, .relayed, .expanded].contains($0.action) }
     if !failed.isEmpty {
       lines += ["Your message could not be delivered to:", ""]
       for recipient in failed { lines += paragraph(recipient) }
@@ -178,9 +186,21 @@ public struct DeliveryStatusNotification: Sendable {
     if !done.isEmpty {
       lines += ["Your message was handed on for:", ""]
       for recipient in done { lines += paragraph(recipient) }
+      if done.contains(where: { $0.action != .delivered }) {
+        lines += ["The next mail system has taken it. No further report of success is to be expected.", ""]
+      }
     }
+    lines += history()
     lines += ["Queue ID: \(queueID)"]
     return lines.map { HeaderText.singleLine($0) + "\r\n" }.joined()
+  }
+
+  private func history() -> [String] {
+    guard attempts > 1 else { return [] }
+    var lines = ["Delivery was tried \(attempts) times:"]
+    if let firstAttempt { lines += ["  first on \(RFC5322Date.format(firstAttempt))"] }
+    if let last = recipients.compactMap(\.lastAttempt).max() { lines += ["  last on \(RFC5322Date.format(last))"] }
+    return lines + [""]
   }
 
   private func paragraph(_ recipient: Recipient) -> [String] {
@@ -188,7 +208,7 @@ public struct DeliveryStatusNotification: Sendable {
     if let original = recipient.originalRecipient, original.address != recipient.finalRecipient {
       lines[0] += " (written to as <\(original.address)>)"
     }
-    if let remote = recipient.remoteMTA {
+    if let remote = recipient.remoteMTA, recipient.diagnostic == nil {
       lines += ["    The server \(remote) said:", "    \(recipient.reply)"]
     } else {
       lines += ["    \(recipient.reply.text)"]
@@ -218,7 +238,7 @@ public struct DeliveryStatusNotification: Sendable {
       field("Status", recipient.status.description)
       if let remote = recipient.remoteMTA {
         field("Remote-MTA", "dns; \(remote)")
-        field("Diagnostic-Code", "smtp; \(recipient.reply)")
+        field("Diagnostic-Code", "smtp; \(recipient.diagnostic ?? recipient.reply)")
       }
       if let last = recipient.lastAttempt { field("Last-Attempt-Date", RFC5322Date.format(last)) }
       if let until = recipient.willRetryUntil { field("Will-Retry-Until", RFC5322Date.format(until)) }

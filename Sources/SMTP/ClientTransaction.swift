@@ -53,6 +53,8 @@ public struct ClientTransaction: Sendable {
     public var mustClose: Bool
     /// The server's transaction is still open: send RSET before the next MAIL.
     public var needsReset: Bool
+    /// The server has taken over what the sender wants to be told: it was given NOTIFY and the like (RFC 3461 5.2.1).
+    public var passedOnDSN = false
   }
 
   /// What RFC 3461 lets a client ask for.
@@ -293,7 +295,8 @@ public struct ClientTransaction: Sendable {
   private func outcome(needsReset: Bool, mustClose: Bool, isInDoubt: Bool = false) -> Outcome {
     let lost = RecipientOutcome.refused(Self.connectionLost, stage: .connection)
     return Outcome(
-      recipients: outcomes.map { $0 ?? lost }, isInDoubt: isInDoubt, mustClose: mustClose, needsReset: needsReset)
+      recipients: outcomes.map { $0 ?? lost }, isInDoubt: isInDoubt, mustClose: mustClose, needsReset: needsReset,
+      passedOnDSN: dsn != nil)
   }
 
   // MARK: - The end of the connection
@@ -314,6 +317,7 @@ public struct ClientTransaction: Sendable {
     let mayBeAccepted = style == .chunked ? awaiting != .nothing : awaiting == .content
     return Outcome(
       recipients: outcomes.map { $0 ?? .refused(reply, stage: .connection) },
-      isInDoubt: contentFullySent && undecided && mayBeAccepted, mustClose: true, needsReset: false)
+      isInDoubt: contentFullySent && undecided && mayBeAccepted, mustClose: true, needsReset: false,
+      passedOnDSN: dsn != nil)
   }
 }

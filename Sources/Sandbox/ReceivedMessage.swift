@@ -11,6 +11,8 @@ public struct ReceivedMessage: Sendable, Hashable {
   /// The parameters of MAIL, as they came: `SIZE=120`, `BODY=8BITMIME`.
   public var parameters: [String]
   public var recipients: [String]
+  /// The parameters of each RCPT, as they came; only an upstream that offers DSN takes any.
+  public var recipientParameters: [[String]]
   /// The content byte for byte, without dot-stuffing.
   public var content: [UInt8]
   /// As in `TLSv1.3`; nil when it came in clear.

@@ -33,6 +33,8 @@ public enum Rule: Sendable, Hashable {
   case stripSTARTTLS
   case noPipelining
   case noChunking
+  /// Offers DSN (RFC 3461) and takes its parameters, which Gmail does not.
+  case offersDSN
   /// Answers the MAIL after so many messages on a connection with 421, and closes it.
   case closeAfterMessages(Int)
 

@@ -23,6 +23,7 @@ actor UpstreamSession {
     var reversePath: String
     var parameters: [String]
     var recipients: [String] = []
+    var recipientParameters: [[String]] = []
     /// The chunks so far; nil before the first BDAT.
     var chunks: [UInt8]?
     var isTooLarge = false
@@ -145,6 +146,7 @@ actor UpstreamSession {
       if !script.has(.noPipelining) { lines.append("PIPELINING") }
       if !script.has(.noChunking) { lines.append("CHUNKING") }
       lines.append("SMTPUTF8")
+      if script.has(.offersDSN) { lines.append("DSN") }
       return lines.enumerated().map { ($0 == lines.count - 1 ? "250 " : "250-") + $1 }.joined(separator: "\n")
     }
     guard accepted else { return }
@@ -210,6 +212,8 @@ actor UpstreamSession {
     return false
   }
 
+  private var offersDSN: Bool { upstream.withScript { $0.has(.offersDSN) } }
+
   private func mail(_ argument: Substring) async throws {
     if refusesStranger("MAIL") { return }
     if let limit = upstream.withScript({ $0.messagesPerConnection }), acceptedMessages >= limit {
@@ -235,6 +239,7 @@ actor UpstreamSession {
           return
         }
       case ("BODY", "7BIT"), ("BODY", "8BITMIME"), ("SMTPUTF8", nil), ("AUTH", _?): continue
+      case ("RET", _?) where offersDSN, ("ENVID", _?) where offersDSN: continue
       default:
         violate("MAIL parameter \(parameter) was not offered")
         say("555 5.5.4 Unsupported MAIL parameter. \(upstream.nextID()) - gsmtp")
@@ -253,7 +258,9 @@ actor UpstreamSession {
       say("503 5.5.1 MAIL first. \(upstream.nextID()) - gsmtp")
       return
     }
-    guard let parsed = PathArgument(argument, prefix: "TO:"), !parsed.path.isEmpty, parsed.parameters.isEmpty else {
+    guard let parsed = PathArgument(argument, prefix: "TO:"), !parsed.path.isEmpty,
+      parsed.parameters.isEmpty || offersDSN
+    else {
       violate("cannot accept RCPT \(argument)")
       say("555 5.5.2 Syntax error. \(upstream.nextID()) - gsmtp")
       return
@@ -264,6 +271,7 @@ actor UpstreamSession {
     }
     if try await answer(.rcpt, parsed.path, { "250 2.1.5 OK \($0) - gsmtp" }) {
       self.transaction?.recipients.append(parsed.path)
+      self.transaction?.recipientParameters.append(parsed.parameters)
     }
   }
 
@@ -348,7 +356,8 @@ actor UpstreamSession {
       upstream.accept(
         ReceivedMessage(
           number: 0, reversePath: open.reversePath, parameters: open.parameters, recipients: open.recipients,
-          content: content, tlsVersion: stream?.tls?.version, authenticatedUser: user, clientName: clientName ?? "",
+          recipientParameters: open.recipientParameters, content: content, tlsVersion: stream?.tls?.version,
+          authenticatedUser: user, clientName: clientName ?? "",
           connection: number, isChunked: isChunked, receivedAt: now, id: id))
       acceptedMessages += 1
       upstream.log(

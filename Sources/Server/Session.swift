@@ -49,7 +49,7 @@ actor Session {
   private static func protocolSettings(_ settings: ServerSettings) -> ServerStateMachine.Settings {
     .init(
       hostname: settings.hostname, maximumMessageSize: settings.maximumMessageSize,
-      maximumRecipients: settings.maximumRecipients, offersStartTLS: settings.tls != nil)
+      maximumRecipients: settings.maximumRecipients, offersStartTLS: settings.tls != nil, offersDSN: true)
   }
 
   // MARK: Life
@@ -270,14 +270,26 @@ actor Session {
       send(reply)
     case .accept(let routes):
       for route in routes {
-        let recipient = Recipient(address: route.address.description, original: path.text, account: route.account)
-        if !recipients.contains(where: { $0.address == recipient.address && $0.account == recipient.account }) {
-          recipients.append(recipient)
-        }
+        addRecipient(
+          Recipient(
+            address: route.address.description, original: path.text, account: route.account,
+            notify: parameters.notify?.rawValue,
+            originalRecipient: parameters.originalRecipient.map { "\($0.addressType);\($0.address)" }))
       }
       machine.recipientAnswered(accepted: true)
       send(Replies.recipientOK)
     }
+  }
+
+  /// Whoever is named twice gets one copy, and the sender every report that either asked for.
+  private func addRecipient(_ recipient: Recipient) {
+    let known = recipients.firstIndex { $0.address == recipient.address && $0.account == recipient.account }
+    guard let known else { return recipients.append(recipient) }
+    if recipients[known].notify == recipient.notify { return }
+    func asked(_ notify: UInt8?) -> UInt8 {
+      notify ?? RecipientParameters.Notify([.failure, .delay]).rawValue
+    }
+    recipients[known].notify = asked(recipients[known].notify) | asked(recipient.notify)
   }
 
   private func resetTransaction() {
@@ -365,7 +377,8 @@ actor Session {
     let envelope = Envelope(
       reversePath: sender.text, recipients: recipients, arrival: server.time.wallClock,
       clientAddress: client.description, helo: machine.heloName ?? "", is8Bit: parameters.body == .eightBitMIME,
-      smtpUTF8: parameters.smtpUTF8)
+      smtpUTF8: parameters.smtpUTF8, envelopeID: parameters.envelopeID,
+      returnFull: parameters.ret.map { $0 == .full })
     let reply: Reply
     switch await receiver.commit(envelope) {
     case .success(let content):

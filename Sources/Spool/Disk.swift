@@ -42,6 +42,8 @@ public struct DiskError: Error, Sendable, Equatable {
 
 /// How a file is opened.
 public enum OpenMode: Sendable {
+  /// For reading only; must exist.
+  case reading
   /// For reading and writing; must exist.
   case existing
   /// For reading and writing; is created, or emptied when it exists. Mode 0600.

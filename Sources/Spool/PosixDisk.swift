@@ -24,8 +24,13 @@ public struct PosixDisk: Disk {
   }
 
   public func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
-    let flags = mode == .create ? O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC : O_RDWR | O_CLOEXEC
-    let descriptor = Glibc.open(path, flags, 0o600)
+    let flags =
+      switch mode {
+      case .reading: O_RDONLY
+      case .existing: O_RDWR
+      case .create: O_RDWR | O_CREAT | O_TRUNC
+      }
+    let descriptor = Glibc.open(path, flags | O_CLOEXEC, 0o600)
     guard descriptor >= 0 else { throw DiskError(operation: "open", path: path, code: errno) }
     return PosixFile(descriptor: descriptor, path: path)
   }

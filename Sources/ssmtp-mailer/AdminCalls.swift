@@ -1,6 +1,7 @@
 // What the commands ask the daemon, with its answers as values.
 
 import CommandLineTools
+import Configuration
 import Daemon
 import FoundationEssentials
 
@@ -10,18 +11,57 @@ extension AdminClient {
   func call<Answer: Decodable>(
     _ method: String, _ path: String, as type: Answer.Type = Answer.self
   ) throws(CommandFailure) -> Answer {
-    let response = try request(method, path)
-    let decoder = JSONDecoder()
-    decoder.keyDecodingStrategy = .convertFromSnakeCase
-    let data = Data(response.body)
-    guard response.status == 200 else {
-      let text = (try? decoder.decode(AdminResult.self, from: data))?.message ?? "it answers HTTP \(response.status)"
-      let status: ExitStatus = response.status == 404 ? .data : response.status == 409 ? .tryAgain : .unavailable
-      throw CommandFailure(status, text)
-    }
-    do { return try decoder.decode(type, from: data) } catch {
+    try Self.decoded(try request(method, path), as: type)
+  }
+
+  static func decoded<Answer: Decodable>(
+    _ response: Response, as type: Answer.Type
+  ) throws(CommandFailure) -> Answer {
+    guard response.status == 200 else { throw refusal(response) }
+    do { return try decoder.decode(type, from: Data(response.body)) } catch {
       throw CommandFailure(
         .unavailable, "the daemon's answer is not understood: restart it if it is of another version (\(error))")
     }
   }
+
+  private static var decoder: JSONDecoder {
+    let decoder = JSONDecoder()
+    decoder.keyDecodingStrategy = .convertFromSnakeCase
+    return decoder
+  }
+
+  /// An answer that is none, as the failure of a command.
+  static func refusal(_ response: Response) -> CommandFailure {
+    let text =
+      (try? decoder.decode(AdminResult.self, from: Data(response.body)))?.message
+      ?? "it answers HTTP \(response.status)"
+    let status: ExitStatus =
+      switch response.status {
+      case 400: .usage
+      case 404, 422, 500: .data
+      case 409, 507: .tryAgain
+      default: .unavailable
+      }
+    return CommandFailure(status, text)
+  }
+}
+
+extension ConfigurationOptions {
+  /// Where the daemon answers and where its queue is. A configuration with mistakes must not keep an operator from a
+  /// daemon that runs with the one before.
+  func places() -> (adminSocket: String, queueDir: String) {
+    do throws(ConfigurationError) {
+      let global = try read().settings.global
+      return (global.adminSocket, global.queueDir)
+    } catch {
+      let count = error.diagnostics.count { $0.severity == .error }
+      let places = Settings.places(path: path, overrides: pairs)
+      Terminal.complain(
+        "warning: the configuration has \(Quantity.count(count, "mistake")), see `ssmtp-mailer config check`; using "
+          + "\(places.adminSocket) and \(places.queueDir)")
+      return places
+    }
+  }
+
+  func adminClient() -> AdminClient { AdminClient(socket: places().adminSocket) }
 }

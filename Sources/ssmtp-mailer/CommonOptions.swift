@@ -30,12 +30,16 @@ struct ConfigurationOptions: ParsableArguments {
     }
   }
 
-  /// Reads the configuration without complaining about anything.
-  func read() throws(ConfigurationError) -> (settings: Settings, warnings: [Diagnostic]) {
-    let pairs = overrides.map { text in
+  /// The values of `--set`.
+  var pairs: [(key: String, value: String)] {
+    overrides.map { text in
       let end = text.firstIndex(of: "=") ?? text.endIndex
       return (key: String(text[..<end]), value: String(text[end...].dropFirst()))
     }
+  }
+
+  /// Reads the configuration without complaining about anything.
+  func read() throws(ConfigurationError) -> (settings: Settings, warnings: [Diagnostic]) {
     var environment: [String: String] = [:]
     environment["CREDENTIALS_DIRECTORY"] = Terminal.environment("CREDENTIALS_DIRECTORY")
     return try Settings.load(path: path, overrides: pairs, environment: environment)

@@ -2,184 +2,208 @@
 
 import ArgumentParser
 import CommandLineTools
-import Configuration
 import Daemon
+import Primitives
 
 struct QueueCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "queue", abstract: "Look at the queue of the running daemon, and change it.",
-    subcommands: [List.self, Show.self, Retry.self, Delete.self], defaultSubcommand: List.self)
+    commandName: "queue", abstract: "Look at the queue, change it, copy it out and in, and check it.",
+    discussion: """
+      The daemon is asked if it runs. If nobody answers on the admin socket, the commands work on the queue's directory \
+      themselves; as root they do that as the user whom the directory belongs to.
+      """,
+    subcommands: [
+      QueueList.self, QueueShow.self, QueueRetry.self, QueueHold.self, QueueRelease.self, QueueDelete.self,
+      QueueBounce.self, QueueExport.self, QueueImport.self, QueueVerify.self,
+    ], defaultSubcommand: QueueList.self)
 }
 
-extension ConfigurationOptions {
-  func adminClient() throws(CommandFailure) -> AdminClient {
-    AdminClient(socket: try load().global.adminSocket)
+/// Which messages a command is about.
+struct FilterOptions: ParsableArguments {
+  @Option(help: ArgumentHelp("Only messages that wait for this [domain:].", valueName: "domain"))
+  var account: String?
+  @Option(help: "Only messages in this state: queued, active, deferred, held or dead.")
+  var state: String?
+  @Option(
+    help: ArgumentHelp(
+      "Only messages with this recipient, before or after rewriting: an address, or a pattern with `*`.",
+      valueName: "pattern"))
+  var recipient: String?
+  @Option(
+    help: ArgumentHelp(
+      "Only messages from this sender: an address, a pattern with `*`, or `<>` for the null sender.",
+      valueName: "pattern"))
+  var sender: String?
+  @Option(help: ArgumentHelp("Only messages older than this: 90s, 15m, 2h, 3d.", valueName: "time"))
+  var olderThan: String?
+  @Option(help: ArgumentHelp("Only messages younger than this.", valueName: "time"))
+  var youngerThan: String?
+
+  private(set) var filter = QueueFilter()
+
+  enum CodingKeys: String, CodingKey { case account, state, recipient, sender, olderThan, youngerThan }
+
+  mutating func validate() throws {
+    var query: [String: String] = [:]
+    query["account"] = account
+    query["state"] = state
+    query["recipient"] = recipient
+    query["sender"] = sender
+    query["older_than"] = olderThan
+    query["younger_than"] = youngerThan
+    do throws(QueueFilter.Malformed) { filter = try QueueFilter(query: query) } catch {
+      throw ValidationError(error.description)
+    }
   }
 }
 
-extension QueueCommand {
-  struct List: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "List the messages that wait.")
-    @OptionGroup var options: ConfigurationOptions
-    @OptionGroup var output: JSONOption
-    @Option(help: ArgumentHelp("Only messages for this [domain:].", valueName: "domain"))
-    var account: String?
-    @Option(help: "Only messages in this state: queued, active, deferred, held or dead.")
-    var state: String?
-    @Option(help: "Stop after so many messages.")
-    var limit: Int?
+struct QueueList: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "list", abstract: "List the messages that wait, or count them.",
+    discussion: """
+      Lines appear while the queue is read, and none of it is kept: a million messages are no problem. Messages that \
+      come or go meanwhile do no harm to the others.
+      """)
+  @OptionGroup var options: ConfigurationOptions
+  @OptionGroup var selection: FilterOptions
+  @OptionGroup var output: JSONOption
+  @Option(help: "Stop after so many messages.")
+  var limit: Int?
+  @Flag(help: "Only numbers: messages and octets, by state and by account.")
+  var count = false
 
-    private static let states = ["queued", "active", "deferred", "held", "dead"]
-    private static let pageSize = 500
+  private static let pageSize = 1000
 
-    mutating func validate() throws {
-      if let state, !Self.states.contains(state) {
-        throw ValidationError("--state \(state): write one of \(Self.states.joined(separator: ", "))")
-      }
-      if let limit, limit < 1 { throw ValidationError("--limit \(limit): write a number from 1 on") }
+  mutating func validate() throws {
+    if let limit, limit < 1 { throw ValidationError("--limit \(limit): write a number from 1 on") }
+    if limit != nil, count { throw ValidationError("--limit and --count do not go together") }
+  }
+
+  func run() async throws {
+    try await QueueChannel.use(options) { channel in
+      if count { return try await showCount(channel) }
+      if output.json { return try await listJSON(channel) }
+      try await listTable(channel)
     }
+  }
 
-    func run() async throws {
-      let client = try options.adminClient()
-      var items: [QueueItem] = []
-      var after: String?
-      var isCut = false
-      repeat {
-        var path = "\(AdminPath.queue)?limit=\(Self.pageSize)"
-        if let account { path += "&account=\(AdminClient.escaped(account))" }
-        if let state { path += "&state=\(state)" }
-        if let after { path += "&after=\(AdminClient.escaped(after))" }
-        let page: QueuePage = try client.call("GET", path)
-        items += page.messages
-        after = page.next
-        if let limit, items.count >= limit {
-          isCut = items.count > limit || after != nil
-          items = Array(items.prefix(limit))
-          break
+  private func showCount(_ channel: QueueChannel) async throws {
+    var total = QueueCount()
+    repeat {
+      var query = selection.filter.query
+      if let next = total.next { query.append(("after", next)) }
+      total.add(try await channel.call("GET", AdminPath.count, query))
+    } while total.next != nil
+    total.states.sort { $0.name < $1.name }
+    total.accounts.sort { $0.name < $1.name }
+    if output.json { return try Terminal.printJSON(total) }
+    var table = TextTable([("", .left), ("MESSAGES", .right), ("SIZE", .right)])
+    for group in total.states { table.append([group.name, "\(group.messages)", Quantity.size(group.octets)]) }
+    for group in total.accounts {
+      table.append(["for \(group.name)", "\(group.messages)", Quantity.size(group.octets)])
+    }
+    table.append(["in all", "\(total.messages)", Quantity.size(total.octets)])
+    Terminal.print(table.lines())
+  }
+
+  /// Gives each line of the list to `body`, page by page. Returns true when there are more than `limit`.
+  private func eachPage(
+    _ channel: QueueChannel, _ format: String, _ body: ([Substring.UTF8View]) throws -> Void
+  ) async throws -> Bool {
+    var pages = QueuePages(filter: selection.filter, format: format, limit: limit, pageSize: Self.pageSize)
+    while let lines = try await pages.next(channel) { try body(lines) }
+    return pages.isCut
+  }
+
+  private func listJSON(_ channel: QueueChannel) async throws {
+    var isFirst = true
+    _ = try await eachPage(channel, "json") { lines in
+      var text: [UInt8] = []
+      for line in lines {
+        text += isFirst ? "[\n".utf8 : ",\n".utf8
+        isFirst = false
+        text += line
+      }
+      Terminal.write(text)
+    }
+    Terminal.write(Array((isFirst ? "[]\n" : "\n]\n").utf8))
+  }
+
+  private func listTable(_ channel: QueueChannel) async throws {
+    var table = RunningTable([
+      ("ID", .left), ("STATE", .left), ("AGE", .right), ("SIZE", .right), ("SENDER", .left), ("RECIPIENTS", .left),
+      ("REASON", .left),
+    ])
+    var messages = 0
+    var octets = 0
+    let isCut = try await eachPage(channel, "table") { lines in
+      let rows = lines.map { line in
+        let cells = line.split(separator: UInt8(ascii: "\t"), omittingEmptySubsequences: false).map {
+          String(Substring($0))
         }
-      } while after != nil
-      if output.json { return try Terminal.printJSON(items) }
-      if !items.isEmpty { Terminal.print(Self.table(items)) }
-      let size = Quantity.size(items.reduce(0) { $0 + $1.size })
-      let scope = account == nil && state == nil ? "in the queue" : "of this kind in the queue"
-      print(
-        items.isEmpty
-          ? "no messages \(scope)"
-          : "\(Quantity.count(items.count, "message")), \(size)\(isCut ? " (there are more)" : " \(scope)")")
-    }
-
-    private static func table(_ items: [QueueItem]) -> [String] {
-      var table = TextTable([
-        ("ID", .left), ("STATE", .left), ("AGE", .right), ("SIZE", .right), ("SENDER", .left), ("RECIPIENTS", .left),
-        ("REASON", .left),
-      ])
-      for item in items {
-        var recipients = TerminalText.cut(item.recipients.first ?? "", to: 40)
-        if item.recipients.count > 1 { recipients += " +\(item.recipients.count - 1)" }
-        table.append([
-          item.id, item.state, Quantity.age(item.ageSeconds), Quantity.size(item.size),
-          item.sender.isEmpty ? "<>" : TerminalText.cut(item.sender, to: 40), recipients, item.reason ?? "",
-        ])
+        guard cells.count >= 8 else { return [String(Substring(line))] }
+        octets += Int(cells[3]) ?? 0
+        var recipients = TerminalText.cut(cells[5], to: 40)
+        if let number = Int(cells[6]), number > 1 { recipients += " +\(number - 1)" }
+        return [
+          cells[0], cells[1], Quantity.age(Int(cells[2]) ?? 0), Quantity.size(Int(cells[3]) ?? 0),
+          cells[4].isEmpty ? "<>" : TerminalText.cut(cells[4], to: 40), recipients, cells[7],
+        ]
       }
-      return table.lines()
+      messages += rows.count
+      Terminal.write(Array(table.lines(rows).map { $0 + "\n" }.joined().utf8))
     }
-  }
-
-  struct Show: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Show one message: envelope, attempts, replies, header.")
-    @OptionGroup var options: ConfigurationOptions
-    @OptionGroup var output: JSONOption
-    @Argument(help: "The message's id, as `queue list` shows it.")
-    var id: String
-
-    func run() async throws {
-      let detail: QueueDetail = try options.adminClient().call(
-        "GET", AdminPath.message(AdminClient.escaped(id)))
-      if output.json { return try Terminal.printJSON(detail) }
-      let item = detail.item
-      var facts = TextTable(columnCount: 2)
-      facts.append(["id", item.id])
-      facts.append(["state", item.state])
-      facts.append(["arrival", "\(item.arrival) (\(Quantity.age(item.ageSeconds)) ago)"])
-      facts.append(["size", Quantity.size(item.size)])
-      facts.append(["client", "\(detail.client) (\(detail.helo))"])
-      facts.append(["sender", item.sender.isEmpty ? "<>" : item.sender])
-      if let reason = item.reason { facts.append(["reason", reason]) }
-      Terminal.print(facts.lines())
-      print("")
-      var recipients = TextTable([("RECIPIENT", .left), ("STATE", .left), ("ACCOUNT", .left), ("REPLY", .left)])
-      for recipient in detail.recipients {
-        let isRewritten = recipient.original.lowercased() != recipient.address.lowercased()
-        recipients.append([
-          isRewritten ? "\(recipient.original) → \(recipient.address)" : recipient.address, recipient.state,
-          recipient.account, recipient.reply ?? "",
-        ])
-      }
-      Terminal.print(recipients.lines())
-      if !detail.lanes.isEmpty {
-        print("")
-        var lanes = TextTable([("ACCOUNT", .left), ("ATTEMPTS", .right), ("NEXT TRY", .left), ("LAST REPLY", .left)])
-        for lane in detail.lanes {
-          lanes.append([lane.account, "\(lane.attempts)", lane.nextAttempt, lane.lastReply])
-        }
-        Terminal.print(lanes.lines())
-      }
-      print("")
-      for line in detail.header.split(whereSeparator: \.isNewline) { print(TerminalText.clean(String(line))) }
-    }
-  }
-
-  struct Retry: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Try messages now instead of at their time.")
-    @OptionGroup var options: ConfigurationOptions
-    @Argument(help: "The messages' ids.")
-    var ids: [String] = []
-    @Flag(help: "Try all messages.")
-    var all = false
-
-    mutating func validate() throws {
-      if all == !ids.isEmpty { throw ValidationError("name messages by their ids, or say --all") }
-    }
-
-    func run() async throws {
-      let client = try options.adminClient()
-      if all {
-        let result: AdminResult = try client.call("POST", AdminPath.retryAll)
-        return print(result.message)
-      }
-      try changeEach(ids) { (id) throws(CommandFailure) in
-        try client.call("POST", AdminPath.retry(AdminClient.escaped(id)))
-      }
-    }
-  }
-
-  struct Delete: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(
-      abstract: "Remove messages for good.", discussion: "Nobody is told: neither the sender nor the recipients.")
-    @OptionGroup var options: ConfigurationOptions
-    @Argument(help: "The messages' ids.")
-    var ids: [String]
-
-    func run() async throws {
-      let client = try options.adminClient()
-      try changeEach(ids) { (id) throws(CommandFailure) in
-        try client.call("DELETE", AdminPath.message(AdminClient.escaped(id)))
-      }
-    }
+    let scope = selection.filter.isEmpty ? "in the queue" : "of this kind in the queue"
+    Terminal.say(
+      messages == 0
+        ? "no messages \(scope)"
+        : "\(Quantity.count(messages, "message")), \(Quantity.size(octets))\(isCut ? " (there are more)" : " \(scope)")"
+    )
   }
 }
 
-/// Does the same to each message and goes on behind a failure, which decides the exit status.
-private func changeEach(
-  _ ids: [String], _ change: (String) throws(CommandFailure) -> AdminResult
-) throws(CommandFailure) {
-  var last: CommandFailure?
-  for id in ids {
-    do throws(CommandFailure) { print(try change(id).message) } catch {
-      if error.status == .unavailable { throw error }
-      Terminal.complain(error.description)
-      last = CommandFailure(error.status, "")
-    }
+/// The lines of a list, one page after the other.
+struct QueuePages {
+  let filter: QueueFilter
+  let format: String
+  var limit: Int?
+  let pageSize: Int
+  private(set) var isCut = false
+  private var after: String?
+  private var isDone = false
+
+  init(filter: QueueFilter, format: String, limit: Int? = nil, pageSize: Int = 1000) {
+    self.filter = filter
+    self.format = format
+    self.limit = limit
+    self.pageSize = pageSize
   }
-  if let last { throw last }
+
+  /// The lines of the next page, which may be none; nil behind the last one.
+  mutating func next(_ channel: QueueChannel) async throws -> [Substring.UTF8View]? {
+    if isDone { return nil }
+    var query = filter.query
+    query += [("format", format), ("limit", "\(min(limit ?? pageSize, pageSize))")]
+    if let after { query.append(("after", after)) }
+    let text = String(decoding: try await channel.bytes("GET", AdminPath.queue, query), as: UTF8.self)
+    var lines = text.utf8.split(separator: 0x0a).map { Substring($0).utf8 }
+    guard let last = lines.popLast() else {
+      throw CommandFailure(.unavailable, "the list was cut off: try again")
+    }
+    let words = Substring(last).split(separator: " ")
+    switch words.first {
+    case "end": after = nil
+    case "next" where words.count == 2: after = String(words[1])
+    default: throw CommandFailure(.unavailable, "the list was cut off: try again")
+    }
+    isDone = after == nil
+    if let left = limit {
+      limit = left - lines.count
+      if left <= lines.count {
+        isCut = after != nil
+        isDone = true
+      }
+    }
+    return lines
+  }
 }

@@ -29,8 +29,16 @@ struct StatusCommand: AsyncParsableCommand {
     facts.append([
       "queue",
       "\(Quantity.count(report.queueMessages, "message")), \(Quantity.size(report.queueBytes)) "
-        + "(\(Quantity.size(report.queueDiskBytes)) on disk)",
+        + "(\(Quantity.size(report.queueDiskBytes)) on disk)\(kept(report))",
     ])
+    if let free = report.queueFreeBytes {
+      let needed = report.queueNeedsFreeBytes.map { "until \(Quantity.size($0)) is free" } ?? "until more is free"
+      facts.append([
+        "space",
+        "\(Quantity.size(free)) free"
+          + (report.queueIsShortOfSpace ? "; short of space: new mail is refused with 452 4.3.1 \(needed)" : ""),
+      ])
+    }
     facts.append([
       "sessions", "\(report.sessions) now, \(report.sessionsTotal) in all, \(report.sessionsRefused) refused",
     ])
@@ -55,6 +63,13 @@ struct StatusCommand: AsyncParsableCommand {
     }
     Terminal.print(table.lines())
     for account in report.accounts { Terminal.print(notes(on: account)) }
+  }
+
+  private static func kept(_ report: StatusReport) -> String {
+    var text = ""
+    if report.queueHeld > 0 { text += ", \(report.queueHeld) held" }
+    if report.queueDead > 0 { text += ", \(report.queueDead) dead" }
+    return text
   }
 
   /// Why an account does not send and what to do about it; nothing for one that does.

@@ -10,6 +10,22 @@ enum Terminal {
   /// Writes a line at once: a pipe's reader waits for it, and print(_:) would keep it back.
   static func say(_ line: String) { write(line + "\n", to: STDOUT_FILENO) }
 
+  /// Writes octets to standard output at once.
+  static func write(_ bytes: [UInt8]) { _ = bytes.withUnsafeBytes { write($0) } }
+
+  /// - Returns: false when the reader is gone.
+  @discardableResult
+  static func write(_ bytes: UnsafeRawBufferPointer) -> Bool {
+    var rest = bytes
+    while !rest.isEmpty {
+      let count = Glibc.write(STDOUT_FILENO, rest.baseAddress, rest.count)
+      if count < 0, errno == EINTR { continue }
+      if count <= 0 { return false }
+      rest = UnsafeRawBufferPointer(rebasing: rest[count...])
+    }
+    return true
+  }
+
   /// Writes `ssmtp-mailer: text` to standard error; nothing for an empty text.
   static func complain(_ text: String) {
     guard !text.isEmpty else { return }

@@ -156,7 +156,7 @@ import Testing
         listen_smtps = off
         metrics_listen = 127.0.0.1:9100
         client_rate_limit_per_minute = 5
-        delay_warning = 0
+        delay_warning = 2h
 
         """
     let files = configuration(
@@ -165,7 +165,6 @@ import Testing
     #expect(
       try load(files).warnings.map(\.description) == [
         "/c/m.conf:3: listen_submission has no effect in this version",
-        "/c/m.conf:5: metrics_listen has no effect in this version",
         "/c/m.conf:6: client_rate_limit_per_minute has no effect in this version",
         "/c/domains/d.conf:7: daily_limit has no effect in this version",
         "/c/domains/d.conf:8: envelope_sender has no effect in this version",

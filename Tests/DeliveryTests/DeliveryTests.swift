@@ -249,8 +249,10 @@ struct FixedNames: AddressSource {
       attempts += 1
       await bench.settled(id, attempts: attempts)
     }
-    let report = String(decoding: await bench.upstream.messages(atLeast: 1)[0].content, as: UTF8.self)
-    #expect(report.contains("gave up after \(attempts) attempts"))
+    let reports = await bench.upstream.messages(atLeast: 2).map { String(decoding: $0.content, as: UTF8.self) }
+    #expect(reports[0].contains("Action: delayed"))
+    #expect(reports[1].contains("gave up after \(attempts) attempts") && reports[1].contains("Status: 5.4.7"))
+    #expect(reports[1].contains("Diagnostic-Code: smtp; 450 4.2.1 no"))
     // Seven steps make 28,260 seconds, the rest are four hours each: five days are over after the 36th wait.
     #expect(attempts == 36)
     await bench.end()

@@ -61,6 +61,16 @@ import Testing
   }
 }
 
+extension RetryScheduleTests {
+  @Test(arguments: [(1, 1), (60, 1), (61, 2), (360, 2), (28_260, 7), (28_261, 8), (432_000, 36)])
+  func lastAttemptIsTheOneAtWhichPatienceEnds(lifetime: Int, attempt: Int) {
+    let schedule = RetrySchedule.standard
+    #expect(schedule.lastAttempt(within: .seconds(lifetime)) == attempt)
+    #expect(schedule.patience(afterAttempts: attempt) >= .seconds(lifetime))
+    #expect(schedule.patience(afterAttempts: attempt - 1) < .seconds(lifetime))
+  }
+}
+
 @Suite struct ReplyMeaningTests {
   static let table: [(Int, String?, String, Stage, ReplyMeaning)] = [
     (421, "4.3.0", "Temporary System Problem", .mail, .connectionLost),

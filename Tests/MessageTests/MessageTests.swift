@@ -178,6 +178,35 @@ func expectWellFormed(_ message: [UInt8]) {
     #expect(recipient.status.description == "4.0.0")
   }
 
+  @Test func ourOwnVerdictStandsBesideTheServersLastWords() throws {
+    var recipient = Self.failed
+    recipient.reply = Reply(550, "4.4.7", "gave up after 9 attempts")
+    recipient.diagnostic = Reply(450, "4.2.1", "too quickly")
+    recipient.lastAttempt = Timestamp(seconds: 7200)
+    var report = try Self.make([recipient])
+    report.attempts = 9
+    report.firstAttempt = Timestamp(seconds: 3600)
+    let message = text(report.compose(original: Self.original))
+    #expect(message.contains("Status: 5.4.7\r\nRemote-MTA: dns; gmail.example\r\n"))
+    #expect(message.contains("Diagnostic-Code: smtp; 450 4.2.1 too quickly\r\n"))
+    #expect(message.contains("    gave up after 9 attempts\r\n") && !message.contains("gmail.example said"))
+    #expect(
+      message.contains(
+        "Delivery was tried 9 times:\r\n  first on Thu, 1 Jan 1970 01:00:00 +0000\r\n"
+          + "  last on Thu, 1 Jan 1970 02:00:00 +0000\r\n"))
+  }
+
+  @Test(arguments: [DeliveryStatusNotification.Action.relayed, .expanded])
+  func mailThatWasHandedOnIsNoFailure(_ action: DeliveryStatusNotification.Action) throws {
+    var recipient = Self.failed
+    recipient.action = action
+    recipient.reply = Reply(250, "2.0.0", "OK")
+    let message = text(try Self.make([recipient]).compose(original: Self.original))
+    #expect(message.contains("Subject: Your message was handed on\r\n"))
+    #expect(message.contains("Action: \(action.rawValue)\r\nStatus: 2.0.0\r\n"))
+    #expect(!message.lowercased().contains("undelivered") && !message.contains("could not"))
+  }
+
   @Test func addressesOutsideASCIIAreEscapedForPrograms() throws {
     var recipient = Self.failed
     recipient.finalRecipient = "é@g.example"

@@ -12,7 +12,7 @@ import Testing
       let ehlo = try await client.say("EHLO client.test")
       #expect(
         ehlo
-          == "250-relay.test\n250-SIZE 35882577\n250-8BITMIME\n250-SMTPUTF8\n250-PIPELINING\n250-CHUNKING\n250 ENHANCEDSTATUSCODES"
+          == "250-relay.test\n250-SIZE 35882577\n250-8BITMIME\n250-SMTPUTF8\n250-PIPELINING\n250-CHUNKING\n250-ENHANCEDSTATUSCODES\n250 DSN"
       )
       #expect(try await client.say("MAIL FROM:<a@b.test> BODY=8BITMIME").hasPrefix("250 2.1.0"))
       #expect(try await client.say("RCPT TO:<contact@relay.test>").hasPrefix("250 2.1.5"))

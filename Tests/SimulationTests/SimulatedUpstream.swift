@@ -43,8 +43,8 @@ final class SimulatedLink: UpstreamLink, @unchecked Sendable {
 
   func run(resolver: Resolver, context: TLSContext?) async {
     await life.pause(upTo: .milliseconds(200))
-    if life.isOver { return }
-    if life.chance(\.refusesConnection) {
+    // A process that has ended hears of it too, so that account and connection let go of each other.
+    if life.isOver || life.chance(\.refusesConnection) {
       let fault: AccountFault = life.simulator.random.pick([.unreachable, .badCredentials, .tooManyLogins])
       await account.openingFailed(number, OpenFailure(fault: fault, description: "simulated"))
       return

@@ -184,7 +184,11 @@ final class World: @unchecked Sendable {
       if letter.isGone, queued.contains(id) {
         violate("letter \(letter.number) came back after its removal was synced")
       }
-      guard letter.isAcknowledged else { continue }
+      guard letter.isAcknowledged else {
+        // What never came into the queue has left its identifier to others.
+        if !queued.contains(id), byID[id] === letter { byID[id] = nil }
+        continue
+      }
       guard queued.contains(id) else {
         if letter.isOpen { violate("letter \(letter.number) was acknowledged and is lost") }
         continue

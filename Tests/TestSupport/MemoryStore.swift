@@ -11,6 +11,7 @@ public final class MemoryStore: QueueStore {
     var error: QueueError?
     var readError: QueueError?
     var isShort = false
+    var onAppend: (@Sendable (QueueID) -> Void)?
   }
   private let state = Mutex(State())
 
@@ -25,6 +26,9 @@ public final class MemoryStore: QueueStore {
   /// Whether new mail is to be refused because the disk is nearly full.
   public func beShortOfSpace(_ isShort: Bool) { state.withLock { $0.isShort = isShort } }
 
+  /// Calls `body` before each append, with nothing locked.
+  public func beforeAppending(_ body: (@Sendable (QueueID) -> Void)?) { state.withLock { $0.onAppend = body } }
+
   public var messages: [QueueID: QueuedMessage] { state.withLock { $0.messages } }
   public var removed: [QueueID] { state.withLock { $0.removed } }
 
@@ -36,6 +40,7 @@ public final class MemoryStore: QueueStore {
   }
 
   public func append(_ id: QueueID, _ envelope: Envelope, _ content: Content) async throws(QueueError) {
+    state.withLock { $0.onAppend }?(id)
     let error = state.withLock { state in
       if state.error == nil {
         state.messages[id] = QueuedMessage(id: id, envelope: envelope, state: MessageState(), content: content)

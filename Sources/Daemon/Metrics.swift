@@ -1,0 +1,117 @@
+// The state of the daemon as metrics in the text format of Prometheus (version 0.0.4). docs/metrics.md lists them.
+
+import FlyingFox
+import FoundationEssentials
+import Network
+import Primitives
+
+/// Collects metrics as text.
+struct MetricsText {
+  private(set) var text = ""
+
+  enum Kind: String { case gauge, counter }
+
+  /// One metric with the values of all its labels.
+  mutating func add(
+    _ name: String, _ kind: Kind, _ help: String, _ values: [(labels: [(String, String)], value: Double)]
+  ) {
+    guard !values.isEmpty else { return }
+    text += "# HELP ssmtp_mailer_\(name) \(help)\n# TYPE ssmtp_mailer_\(name) \(kind.rawValue)\n"
+    for (labels, value) in values {
+      let list = labels.map { "\($0.0)=\"\(Self.escaped($0.1))\"" }.joined(separator: ",")
+      text += "ssmtp_mailer_\(name)\(list.isEmpty ? "" : "{\(list)}") \(Self.number(value))\n"
+    }
+  }
+
+  mutating func add(_ name: String, _ kind: Kind, _ help: String, _ value: Int) {
+    add(name, kind, help, [([], Double(value))])
+  }
+
+  private static func number(_ value: Double) -> String {
+    value.rounded() == value && abs(value) < 1e15 ? String(Int(value)) : "\(value)"
+  }
+
+  private static func escaped(_ text: String) -> String {
+    text.replacing("\\", with: "\\\\").replacing("\"", with: "\\\"").replacing("\n", with: "\\n")
+  }
+}
+
+extension StatusReport {
+  /// The report as metrics.
+  var metrics: String {
+    var m = MetricsText()
+    m.add("info", .gauge, "The version, as a label.", [([("version", version)], 1)])
+    m.add("ready", .gauge, "Whether mail is accepted and sent.", state == "ready" ? 1 : 0)
+    m.add("uptime_seconds", .gauge, "Time since the start.", uptimeSeconds)
+    m.add("queue_messages", .gauge, "Messages in the queue.", queueMessages)
+    m.add("queue_held_messages", .gauge, "Messages that the operator holds.", queueHeld)
+    m.add("queue_dead_messages", .gauge, "Messages that can neither be delivered nor returned.", queueDead)
+    m.add("queue_bytes", .gauge, "Octets of the queue that are needed.", queueBytes)
+    m.add("queue_disk_bytes", .gauge, "Octets of the queue's files.", queueDiskBytes)
+    if let free = queueFreeBytes {
+      m.add("queue_free_bytes", .gauge, "Free octets of the queue's file system.", free)
+    }
+    m.add("queue_short_of_space", .gauge, "Whether new mail is refused for want of space.", queueIsShortOfSpace ? 1 : 0)
+    m.add("sessions", .gauge, "Clients that are connected.", sessions)
+    m.add("sessions_total", .counter, "Clients that connected.", sessionsTotal)
+    m.add("sessions_refused_total", .counter, "Clients that were turned away.", sessionsRefused)
+    m.add("messages_accepted_total", .counter, "Messages that were accepted.", accepted)
+    m.add("messages_refused_total", .counter, "Messages that were refused after their content.", refused)
+    func each(_ name: String, _ kind: MetricsText.Kind, _ help: String, _ value: (Account) -> Int?) {
+      m.add(
+        name, kind, help,
+        accounts.compactMap { account in value(account).map { ([("account", account.name)], Double($0)) } })
+    }
+    each("account_queued_messages", .gauge, "Messages that wait for the account.") { $0.queued }
+    each("account_active_messages", .gauge, "Messages that are being delivered.") { $0.active }
+    each("account_held", .gauge, "Whether the account is on hold.") { $0.state == "on hold" ? 1 : 0 }
+    each("account_enabled", .gauge, "Whether the account is enabled.") { $0.state == "disabled" ? 0 : 1 }
+    each("account_connections", .gauge, "Connections to the upstream.") { $0.connections }
+    each("account_connections_max", .gauge, "Connections that are allowed.") { $0.maximumConnections }
+    each("account_rate_tokens", .gauge, "Messages that could leave at once.") { $0.tokens }
+    each("account_delivered_total", .counter, "Recipients that were delivered.") { $0.delivered }
+    each("account_deferred_total", .counter, "Recipients that were put off.") { $0.deferred }
+    each("account_failed_total", .counter, "Recipients that failed for good.") { $0.failed }
+    each("account_in_doubt_total", .counter, "Messages whose last reply was lost.") { $0.inDoubt }
+    each("account_connections_total", .counter, "Connections begun.") { $0.connectionsOpened }
+    each("account_logins_total", .counter, "Logins.") { $0.logins }
+    return m.text
+  }
+}
+
+/// The metrics over TCP, for monitors: `metrics_listen`.
+struct MetricsServer: Sendable {
+  let status: @Sendable () async -> StatusReport
+
+  /// Serves until the task is cancelled.
+  func run(on endpoint: Endpoint) async throws {
+    let server: HTTPServer
+    if endpoint.address.isIPv4 {
+      server = HTTPServer(
+        address: try .inet(ip4: endpoint.address.description, port: endpoint.port), logger: .disabled)
+    } else {
+      server = HTTPServer(
+        address: try .inet6(ip6: endpoint.address.description, port: endpoint.port), logger: .disabled)
+    }
+    await server.appendRoute(HTTPRoute("GET /metrics")) { _ in Self.metrics(await status()) }
+    // Alive is whoever answers; ready is who takes and sends mail.
+    await server.appendRoute(HTTPRoute("GET /healthz")) { _ in Self.text(.ok, "ok\n") }
+    await server.appendRoute(HTTPRoute("GET /readyz")) { _ in
+      let report = await status()
+      if report.state != "ready" { return Self.text(.serviceUnavailable, "\(report.state)\n") }
+      if report.queueIsShortOfSpace { return Self.text(.serviceUnavailable, "short of space\n") }
+      return Self.text(.ok, "ready\n")
+    }
+    try await server.run()
+  }
+
+  static func metrics(_ report: StatusReport) -> HTTPResponse {
+    HTTPResponse(
+      statusCode: .ok, headers: [.contentType: "text/plain; version=0.0.4; charset=utf-8"],
+      body: Data(report.metrics.utf8))
+  }
+
+  private static func text(_ status: HTTPStatusCode, _ text: String) -> HTTPResponse {
+    HTTPResponse(statusCode: status, headers: [.contentType: "text/plain; charset=utf-8"], body: Data(text.utf8))
+  }
+}

@@ -1,0 +1,243 @@
+// Writes down what an attempt came to, and tells the sender. The order is what matters: what was delivered is written
+// first, so that no crash repeats it; a failure is told first and written down then, so that no crash hides it.
+
+import Message
+import Primitives
+import SMTP
+import Spool
+
+extension Account {
+  /// Writes down what became of a message that is not simply done.
+  func record(_ job: Job, _ verdict: Verdict) {
+    var verdict = verdict
+    let counts = verdict.counts && !verdict.isSplit
+    let attempts = job.attempts + (counts ? 1 : 0)
+    // Nobody's mail ends by a fault of the account or of ours, not even when another recipient was put off.
+    let isExpired =
+      counts && verdict.fault == nil && !verdict.isOurs
+      && delivery.retrySchedule.patience(afterAttempts: attempts) >= delivery.queueLifetime
+    if isExpired { giveUp(job, attempts, &verdict) }
+    var record = AttemptRecord(account: name, isInDoubt: verdict.isInDoubt)
+    if let last = verdict.later.last {
+      counters.deferred += verdict.later.count
+      record.lane = Lane(
+        nextAttempt: time.wallClock + waitBeforeRetry(verdict, attempts), attempts: attempts,
+        lastReply: "\(last.reply)")
+    }
+    record.delivered = verdict.delivered.map(\.index)
+    record.events = events(job, verdict, record.lane, attempts, counts: counts)
+    let told = verdict.failed.filter { job.envelope.recipients[$0.index].wantsFailure }
+    let silent = verdict.failed.filter { !job.envelope.recipients[$0.index].wantsFailure }
+    record.failed = silent.map { ($0.index, $0.reply) }
+    if !silent.isEmpty {
+      let names = silent.map { job.envelope.recipients[$0.index].address }.listed
+      services.log.notice("\(job.id): failed for \(names), of which its sender does not want to hear")
+    }
+    guard told.isEmpty, verdict.receipts.isEmpty else {
+      let tries = job.attempts + 1
+      Task(executorPreference: seat.loop) { [record, receipts = verdict.receipts] in
+        await self.tell(job, told, receipts: receipts, record, tries: tries)
+      }
+      return
+    }
+    services.store.update(job.id) { [record] in record.apply(to: &$0) }
+    finishRecord(job, record.lane)
+  }
+
+  /// The time of a message is over: who was put off once more has failed.
+  private func giveUp(_ job: Job, _ attempts: Int, _ verdict: inout Verdict) {
+    for fate in verdict.later {
+      let final = Reply(550, "4.4.7", "gave up after \(attempts) attempts; the last answer was: \(fate.reply)")
+      verdict.failed.append(.init(index: fate.index, reply: final, peer: fate.peer, diagnostic: fate.reply))
+      counters.failed += 1
+      note(job, fate.index, "expired", final, "none")
+    }
+    verdict.later = []
+  }
+
+  private func waitBeforeRetry(_ verdict: Verdict, _ attempts: Int) -> Duration {
+    if verdict.isSplit { return .zero }
+    if verdict.counts { return delivery.retrySchedule.delay(afterAttempt: attempts, random: services.random()) }
+    if verdict.isOurs { return .seconds(3600) }
+    // A message that breaks every connection must not be the only one that ever goes.
+    return verdict.isInterrupted ? .seconds(30) : .zero
+  }
+
+  /// Tells the sender, and writes down.
+  private func tell(
+    _ job: Job, _ failed: [Verdict.Fate], receipts: [Verdict.Fate], _ record: AttemptRecord, tries: Int
+  ) async {
+    var record = record
+    // With no failure to tell this is all there is, and the message may go by it.
+    let first = Mutex(record.takeDeliveries(isLast: failed.isEmpty))
+    let store = services.store
+    let writeFirst = { @Sendable in
+      let record = first.withLock { record in
+        defer { record = nil }
+        return record
+      }
+      if let record { store.update(job.id) { record.apply(to: &$0) } }
+    }
+    if !receipts.isEmpty {
+      switch await report(job, receipts, tries: tries, beforeQueueing: writeFirst) {
+      case .told(let report): record.events.append(notified(job, receipts, "delivery", report))
+      // The log has said so once for all of them.
+      case .tooMany: break
+      case .impossible(let reason): notTold(job, receipts, reason)
+      case .later: notTold(job, receipts, "the queue does not take the notification")
+      }
+    }
+    // Delivered it is, whether anybody was told or not.
+    writeFirst()
+    if !failed.isEmpty { await tellFailure(job, failed, &record, tries: tries) }
+    store.update(job.id) { [record] in record.apply(to: &$0) }
+    finishRecord(job, record.lane)
+    pump()
+    stopIfDone()
+  }
+
+  private func notTold(_ job: Job, _ receipts: [Verdict.Fate], _ reason: String) {
+    services.log.notice("\(job.id): its sender is not told of the delivery to \(names(job, receipts)): \(reason)")
+  }
+
+  private func tellFailure(
+    _ job: Job, _ failed: [Verdict.Fate], _ record: inout AttemptRecord, tries: Int
+  ) async {
+    let names = names(job, failed)
+    let outcome = await report(job, failed, tries: tries)
+    let now = time.wallClock
+    switch outcome {
+    case .later:
+      // Neither told nor written down: the next attempt finds the failure again.
+      record.lane = Lane(
+        nextAttempt: now + .seconds(60), attempts: job.attempts, lastReply: failed.last.map { "\($0.reply)" } ?? "")
+      record.events.append(
+        LifeEvent(time: now, kind: .deferred, account: name, text: "\(names): the notification cannot be queued now"))
+      return
+    case .told(let report): record.events.append(notified(job, failed, "failure", report))
+    case .impossible(let reason):
+      services.log.error("\(job.id): failed for \(names), and \(reason): kept as dead")
+      record.die(of: failed, reason, now)
+    // The log has said so once for all of them.
+    case .tooMany(let reason): record.die(of: failed, reason, now)
+    }
+    record.failed += failed.map { ($0.index, $0.reply) }
+  }
+
+  private func report(
+    _ job: Job, _ fates: [Verdict.Fate], tries: Int, beforeQueueing: @Sendable () -> Void = {}
+  ) async -> NoticeOutcome {
+    let now = time.wallClock
+    var notice = Notice(id: job.id, envelope: job.envelope, fates: [], attempts: tries)
+    notice.firstAttempt = job.firstAttempt
+    notice.fates = fates.map { fate in
+      let recipient = job.envelope.recipients[fate.index]
+      return .init(
+        recipient: recipient,
+        action: !fate.reply.isPositive ? .failed : job.envelope.isExpanded(recipient) ? .expanded : .relayed,
+        reply: fate.reply, peer: fate.peer, diagnostic: fate.diagnostic, lastAttempt: now)
+    }
+    return await services.bouncer.notify(notice, job.content, beforeQueueing: beforeQueueing)
+  }
+
+  private func names(_ job: Job, _ fates: [Verdict.Fate]) -> String {
+    fates.map { job.envelope.recipients[$0.index].address }.listed
+  }
+
+  private func notified(_ job: Job, _ fates: [Verdict.Fate], _ what: String, _ report: QueueID) -> LifeEvent {
+    LifeEvent(
+      time: time.wallClock, kind: .notified, account: name,
+      text: "<\(job.envelope.reversePath)> of the \(what) for \(names(job, fates)), by \(report)")
+  }
+
+  /// The lines that this attempt adds to the life of the message, with recipients that got the same reply together.
+  private func events(
+    _ job: Job, _ verdict: Verdict, _ lane: Lane?, _ attempts: Int, counts: Bool
+  ) -> [LifeEvent] {
+    let now = time.wallClock
+    var events: [LifeEvent] = []
+    func add(_ kind: LifeEvent.Kind, _ fates: [Verdict.Fate], _ rest: String = "") {
+      var replies: [Reply] = []
+      for fate in fates where !replies.contains(fate.reply) { replies.append(fate.reply) }
+      for reply in replies {
+        let names = names(job, fates.filter { $0.reply == reply })
+        events.append(
+          LifeEvent(time: now, kind: kind, account: name, text: "\(names): \("\(reply)".prefix(300))\(rest)"))
+      }
+    }
+    add(.delivered, verdict.delivered)
+    if verdict.isInDoubt {
+      let text = "the connection to \(verdict.peer) broke behind the end of the message: it may have arrived"
+      events.append(LifeEvent(time: now, kind: .inDoubt, account: name, text: text))
+    }
+    add(.failed, verdict.failed)
+    if let lane {
+      let number = counts ? "attempt \(attempts)" : "not counted as an attempt"
+      add(.deferred, verdict.later, "; \(number), next try \(RFC5322Date.format(lane.nextAttempt))")
+    }
+    return events
+  }
+
+  private func finishRecord(_ job: Job, _ lane: Lane?) {
+    active.remove(job.id)
+    wanted.remove(job.id)
+    guard let lane else { return }
+    due.insert(Due(when: lane.nextAttempt.microseconds, id: job.id))
+    if lane.attempts > 0, !job.isDelayReported, !job.envelope.reversePath.isEmpty {
+      watchDelay(job.id, job.envelope.arrival)
+    }
+  }
+}
+
+/// What an attempt changes about the state of a message.
+struct AttemptRecord: Sendable {
+  let account: String
+  var isInDoubt: Bool
+  var delivered: [Int] = []
+  var failed: [(index: Int, reply: Reply)] = []
+  var lane: Lane?
+  var deadReason: String?
+  var events: [LifeEvent] = []
+
+  init(account: String, isInDoubt: Bool) {
+    self.account = account
+    self.isInDoubt = isInDoubt
+  }
+
+  func apply(to state: inout MessageState) {
+    for index in delivered { state.recipients[index] = .delivered }
+    for (index, reply) in failed { state.recipients[index] = .failed("\(reply)") }
+    if var lane {
+      lane.inDoubt = (state.lanes[account]?.inDoubt ?? 0) + (isInDoubt ? 1 : 0)
+      state.lanes[account] = lane
+    }
+    if let deadReason { state.deadReason = deadReason }
+    for event in events { state.note(event) }
+  }
+
+  /// Splits off what is to be written before anybody is told of anything: the deliveries; everything, when there is no
+  /// failure to be told.
+  mutating func takeDeliveries(isLast: Bool) -> AttemptRecord? {
+    if isLast {
+      defer {
+        (delivered, failed, events) = ([], [], [])
+        isInDoubt = false
+      }
+      return self
+    }
+    guard !delivered.isEmpty else { return nil }
+    var first = AttemptRecord(account: account, isInDoubt: false)
+    first.delivered = delivered
+    first.events = events.filter { $0.kind == .delivered }
+    delivered = []
+    events.removeAll { $0.kind == .delivered }
+    return first
+  }
+
+  mutating func die(of failed: [Verdict.Fate], _ reason: String, _ now: Timestamp) {
+    let last = failed.last.map { "\($0.reply)" } ?? "failed"
+    deadReason = "\(last); nobody was told: \(reason)"
+    events.append(
+      LifeEvent(time: now, kind: .dead, account: account, text: "nobody was told of the failure: \(reason)"))
+  }
+}

@@ -1,0 +1,104 @@
+// What an operator does to a single message: hold it, release it, send it back. Each leaves a line in its life.
+
+import Message
+import Primitives
+import SMTP
+import Spool
+
+/// What became of a message that the operator sent back.
+public enum OperatorBounce: Sendable, Equatable {
+  case bounced
+  case noSuchMessage
+  /// It is being delivered at this moment: nothing was done.
+  case isUnderWay
+  /// Its sender cannot be told, for this reason: nothing was done.
+  case nobodyToTell(String)
+}
+
+extension Delivery {
+  /// Keeps a message in the queue until ``release(_:by:)``. One that is under way finishes its attempt first.
+  /// - Parameter reason: who does it and why, for the life of the message.
+  /// - Returns: false when it is not queued.
+  public func hold(_ id: QueueID, by reason: String) async -> Bool {
+    guard let (envelope, _) = try? await services.store.readEnvelope(id) else { return false }
+    let reason = HeaderText.singleLine(reason, limit: 300)
+    services.store.update(id) { [now = services.time.wallClock] state in
+      guard !state.isHeld else { return }
+      state.isHeld = true
+      state.note(LifeEvent(time: now, kind: .held, text: reason))
+    }
+    for name in Set(envelope.recipients.map(\.account)) { await account(name).forget(id) }
+    services.log.notice("\(id): on hold: \(reason)")
+    return true
+  }
+
+  /// Ends the hold of a message and tries it at once. The time on hold has not aged it: only attempts do.
+  /// - Returns: false when it is not queued.
+  public func release(_ id: QueueID, by reason: String) async -> Bool {
+    guard let (envelope, state) = try? await services.store.readEnvelope(id) else { return false }
+    guard state.isHeld else { return true }
+    let reason = HeaderText.singleLine(reason, limit: 300)
+    services.store.update(id) { [now = services.time.wallClock] state in
+      guard state.isHeld else { return }
+      state.isHeld = false
+      for (name, lane) in state.lanes { state.lanes[name]?.nextAttempt = min(lane.nextAttempt, now) }
+      state.note(LifeEvent(time: now, kind: .released, text: reason))
+    }
+    services.log.notice("\(id): released: \(reason)")
+    let open = envelope.recipients.indices.filter { state.recipients[$0] == nil }
+    for name in Set(open.map { envelope.recipients[$0].account }) { await account(name).resume(id) }
+    return true
+  }
+
+  /// Gives up a message, whatever state it is in: its sender is told of everybody who did not get it, as after any
+  /// other failure, and it leaves the queue.
+  public func bounce(_ id: QueueID, by reason: String) async -> OperatorBounce {
+    let accounts = all
+    var isFree = true
+    for account in accounts where await !account.cancel(id) { isFree = false }
+    let outcome = isFree ? await returnToSender(id, HeaderText.singleLine(reason, limit: 300)) : .isUnderWay
+    let isRemoved = outcome == .bounced || outcome == .noSuchMessage
+    for account in accounts { await account.endCancel(id, isRemoved: isRemoved) }
+    return outcome
+  }
+
+  private func returnToSender(_ id: QueueID, _ reason: String) async -> OperatorBounce {
+    let message: QueuedMessage?
+    do { message = try await services.store.read(id) } catch {
+      return .nobodyToTell("the message cannot be read: \(error)")
+    }
+    guard let message else { return .noSuchMessage }
+    if let obstacle = services.bouncer.obstacle(message.envelope) { return .nobodyToTell(obstacle) }
+    // A policy of this relay. Not 5.1 or 5.2, nor 5.0.0: senders' list managers would take those for a dead address.
+    let reply = Reply(550, "5.7.0", "Returned by the operator of this relay: \(reason)")
+    var notice = Notice(id: id, envelope: message.envelope, fates: [], isByOperator: true)
+    notice.attempts = message.state.lanes.values.map(\.attempts).max() ?? 0
+    notice.firstAttempt = message.state.firstAttempt
+    for (index, recipient) in message.envelope.recipients.enumerated() where recipient.wantsFailure {
+      let state = message.state.recipients[index]
+      if state == .delivered { continue }
+      let last = message.state.lastAttempt(of: recipient.account)
+      if case .failed(let text) = state {
+        // Dead, because nobody could be told then.
+        let reply = Reply(recorded: text)
+        notice.fates.append(.init(recipient: recipient, action: .failed, reply: reply, lastAttempt: last))
+      } else {
+        notice.fates.append(.init(recipient: recipient, action: .failed, reply: reply, lastAttempt: last))
+      }
+    }
+    guard !notice.fates.isEmpty else {
+      services.store.remove(id)
+      services.log.notice("\(id): given up by the operator: \(reason); its sender did not want to be told")
+      return .bounced
+    }
+    switch await services.bouncer.notify(notice, message.content) {
+    case .told: break
+    case .impossible(let why): return .nobodyToTell(why)
+    case .tooMany(let why): return .nobodyToTell(why)
+    case .later: return .nobodyToTell("the queue does not take the notification now; try again later")
+    }
+    services.store.remove(id)
+    services.log.notice("\(id): returned to <\(message.envelope.reversePath)> by the operator: \(reason)")
+    return .bounced
+  }
+}

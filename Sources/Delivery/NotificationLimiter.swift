@@ -1,0 +1,97 @@
+// Bounds what the relay sends of its own accord. A broken program that mails a thousand dead addresses, or a stranger
+// who forges a sender, must not make it a source of a thousand reports.
+
+import Primitives
+
+/// Grants notifications: so many to one address, and so many in all. From any thread.
+final class NotificationLimiter: Sendable {
+  /// To one address: 20 at once, then 60 an hour.
+  static let burst = 20
+  static let perHour = 60
+  /// To all addresses together: 100 at once, then 500 an hour.
+  static let totalBurst = 100
+  static let totalPerHour = 500
+
+  enum Answer: Sendable, Equatable {
+    /// `withheld` were refused in the storm that is over now.
+    case granted(withheld: Int)
+    /// - Parameter isFirst: the storm begins with this one: worth a line in the log, those that follow are not.
+    case refused(reason: String, isFirst: Bool)
+  }
+
+  /// A bucket, and what it has refused since it was last full: a storm lasts until then, so that the one message a
+  /// minute that gets through in it does not end it.
+  private struct Gauge {
+    var bucket: TokenBucket
+    let burst: Int
+    var withheld = 0
+
+    init(perHour: Int, burst: Int, now: MonotonicInstant) {
+      bucket = TokenBucket(perHour: perHour, burst: burst, now: now)
+      self.burst = burst
+    }
+
+    mutating func isFull(_ now: MonotonicInstant) -> Bool { bucket.available(now: now) >= burst }
+
+    /// What the storm that has ended has held back; 0 when there was none, or it goes on.
+    mutating func endOfStorm(_ now: MonotonicInstant) -> Int {
+      guard withheld > 0, isFull(now) else { return 0 }
+      defer { withheld = 0 }
+      return withheld
+    }
+
+    mutating func refuse() -> Bool {
+      withheld += 1
+      return withheld == 1
+    }
+  }
+
+  private struct State {
+    var total: Gauge
+    var byAddress: [String: Gauge] = [:]
+  }
+  private let state: Mutex<State>
+  private static let addressLimit = 2000
+
+  init(now: MonotonicInstant) {
+    state = Mutex(State(total: Gauge(perHour: Self.totalPerHour, burst: Self.totalBurst, now: now)))
+  }
+
+  /// Asks for a notification to `address`.
+  func ask(_ address: String, now: MonotonicInstant) -> Answer {
+    let address = address.lowercased()
+    return state.withLock { state in
+      var ended = state.total.endOfStorm(now)
+      if state.total.bucket.reserve(now: now) != nil {
+        return .refused(
+          reason: "more than \(Self.totalBurst) notifications at once and \(Self.totalPerHour) an hour",
+          isFirst: state.total.refuse())
+      }
+      if state.byAddress.count >= Self.addressLimit {
+        // What is full is as good as new. The limit for all keeps those that are not full below this number.
+        state.byAddress = state.byAddress.filter {
+          var gauge = $0.value
+          return !gauge.isFull(now)
+        }
+      }
+      var gauge = state.byAddress[address] ?? Gauge(perHour: Self.perHour, burst: Self.burst, now: now)
+      defer { state.byAddress[address] = gauge }
+      ended += gauge.endOfStorm(now)
+      if gauge.bucket.reserve(now: now) != nil {
+        state.total.bucket.refund()
+        return .refused(
+          reason: "more than \(Self.burst) notifications to <\(address)> at once and \(Self.perHour) an hour",
+          isFirst: gauge.refuse())
+      }
+      return .granted(withheld: ended)
+    }
+  }
+
+  /// Gives back what was granted for a notification that could not be queued.
+  func refund(_ address: String) {
+    state.withLock { state in
+      state.total.bucket.refund()
+      state.byAddress[address.lowercased()]?.bucket.refund()
+    }
+  }
+}

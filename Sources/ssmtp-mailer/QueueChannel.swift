@@ -1,0 +1,198 @@
+// The way to a queue: through the daemon, or into its directory when no daemon runs. Commands need not care which.
+
+import CommandLineTools
+import Configuration
+import Daemon
+import FoundationEssentials
+import Glibc
+import Spool
+
+enum QueueChannel {
+  case daemon(AdminClient)
+  case stopped(StoppedQueue)
+
+  /// The daemon if one answers, else its queue.
+  static func open(_ options: ConfigurationOptions) throws(CommandFailure) -> QueueChannel {
+    let places = options.places()
+    let client = AdminClient(socket: places.adminSocket)
+    // One that may not be asked says so itself.
+    guard client.presence() == .nobody else { return .daemon(client) }
+    try ServiceUser.become(ownerOf: places.queueDir)
+    do throws(QueueError) { return .stopped(try StoppedQueue(directory: places.queueDir)) } catch {
+      if case .locked(let pid) = error {
+        throw CommandFailure(
+          .unavailable,
+          "\(pid > 0 ? "process \(pid)" : "a process") has the queue \(places.queueDir), and nobody answers on "
+            + "\(places.adminSocket): if the daemon is starting or stopping, try again; if it runs with another "
+            + "admin_socket, name its configuration with --config")
+      }
+      throw CommandFailure(.data, "\(error)")
+    }
+  }
+
+  var isStopped: Bool { if case .stopped = self { true } else { false } }
+
+  /// Opens the queue, runs `body`, and makes durable what it did.
+  static func use(
+    _ options: ConfigurationOptions, _ body: (QueueChannel) async throws -> Void
+  ) async throws {
+    let channel = try open(options)
+    do { try await body(channel) } catch {
+      await channel.close()
+      throw error
+    }
+    await channel.close()
+  }
+
+  private func close() async {
+    if case .stopped(let queue) = self { await queue.close() }
+  }
+
+  // MARK: Asking
+
+  /// `path` with `query` behind it.
+  static func path(_ path: String, _ query: [(name: String, value: String)]) -> String {
+    if query.isEmpty { return path }
+    return path + "?" + query.map { "\($0.name)=\(AdminClient.escaped($0.value))" }.joined(separator: "&")
+  }
+
+  func request(
+    _ method: String, _ path: String, _ query: [(name: String, value: String)] = []
+  ) async throws(CommandFailure) -> AdminClient.Response {
+    switch self {
+    case .daemon(let client): return try client.request(method, Self.path(path, query))
+    case .stopped(let queue):
+      let answer = try await Self.answer(queue, method, path, query)
+      return AdminClient.Response(status: answer.status, body: try await Self.bytes(answer))
+    }
+  }
+
+  /// Asks, and gives the answer's octets.
+  /// - Throws: ``CommandFailure`` with the queue's own words when it refuses.
+  func bytes(
+    _ method: String, _ path: String, _ query: [(name: String, value: String)] = []
+  ) async throws(CommandFailure) -> [UInt8] {
+    let response = try await request(method, path, query)
+    if response.status != 200 { throw AdminClient.refusal(response) }
+    return response.body
+  }
+
+  /// Asks, and decodes the answer.
+  func call<Answer: Decodable>(
+    _ method: String, _ path: String, _ query: [(name: String, value: String)] = [], as type: Answer.Type = Answer.self
+  ) async throws(CommandFailure) -> Answer {
+    try AdminClient.decoded(try await request(method, path, query), as: type)
+  }
+
+  /// Gets the content of a message piece by piece.
+  /// - Returns: false when there is no such message.
+  func download(
+    _ path: String, receive: @escaping (UnsafeRawBufferPointer) -> Bool
+  ) async throws(CommandFailure) -> Bool {
+    switch self {
+    case .daemon(let client):
+      let response = try client.download(path, receive: receive)
+      if response.status == 404 { return false }
+      if response.status != 200 { throw AdminClient.refusal(response) }
+      return true
+    case .stopped(let queue):
+      let answer = try await Self.answer(queue, "GET", path, [])
+      if answer.status == 404 { return false }
+      if answer.status != 200 {
+        throw AdminClient.refusal(.init(status: answer.status, body: try await Self.bytes(answer)))
+      }
+      try await Self.pieces(answer.body) { bytes in bytes.withUnsafeBytes { receive($0) } }
+      return true
+    }
+  }
+
+  /// Queues a message: the line of its document, and its content out of a file.
+  func upload(
+    _ path: String, _ query: [(name: String, value: String)], line: [UInt8], file: ContentInput
+  ) async throws(CommandFailure) -> AdminResult {
+    switch self {
+    case .daemon(let client):
+      var rest = line[...]
+      let response = try client.upload(Self.path(path, query), size: line.count + file.size) { buffer in
+        if !rest.isEmpty {
+          let count = min(rest.count, buffer.count)
+          buffer.copyBytes(from: rest.prefix(count))
+          rest = rest.dropFirst(count)
+          return count
+        }
+        return file.read(into: buffer)
+      }
+      return try AdminClient.decoded(response, as: AdminResult.self)
+    case .stopped(let queue):
+      let request = AdminRequest(
+        method: "POST", path: path, query: Dictionary(query.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 }),
+        body: ContentPieces(line: line, file: file))
+      let answer: AdminResponse
+      do { answer = try await queue.answer(request) } catch { throw Self.failure(error) }
+      return try AdminClient.decoded(
+        .init(status: answer.status, body: try await Self.bytes(answer)), as: AdminResult.self)
+    }
+  }
+
+  // MARK: A queue without a daemon
+
+  private static func answer(
+    _ queue: StoppedQueue, _ method: String, _ path: String, _ query: [(name: String, value: String)]
+  ) async throws(CommandFailure) -> AdminResponse {
+    let request = AdminRequest(
+      method: method, path: path, query: Dictionary(query.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 }))
+    do { return try await queue.answer(request) } catch { throw failure(error) }
+  }
+
+  private static func failure(_ error: any Error) -> CommandFailure {
+    error as? CommandFailure ?? CommandFailure(.data, "the queue: \(error)")
+  }
+
+  private static func bytes(_ answer: AdminResponse) async throws(CommandFailure) -> [UInt8] {
+    var bytes: [UInt8] = []
+    try await pieces(answer.body) { piece in
+      bytes += piece
+      return true
+    }
+    return bytes
+  }
+
+  private static func pieces(_ content: Content, _ body: ([UInt8]) -> Bool) async throws(CommandFailure) {
+    switch content {
+    case .bytes(let bytes): _ = body(bytes)
+    case .file(let file):
+      var offset = 0
+      while offset < file.count {
+        let piece: [UInt8]
+        do throws(QueueError) { piece = try await file.read(at: offset, count: 1 << 20) } catch { throw failure(error) }
+        if piece.isEmpty || !body(piece) { return }
+        offset += piece.count
+      }
+    }
+  }
+}
+
+/// The body of an import into a queue that this process has itself.
+private struct ContentPieces: AsyncSequence, Sendable {
+  typealias Failure = any Error
+  let line: [UInt8]
+  let file: ContentInput
+
+  struct Iterator: AsyncIteratorProtocol {
+    var line: [UInt8]?
+    let file: ContentInput
+
+    mutating func next() async throws -> [UInt8]? {
+      if let first = line {
+        line = nil
+        return first
+      }
+      var piece = [UInt8](repeating: 0, count: 1 << 20)
+      let count = piece.withUnsafeMutableBytes { file.read(into: $0) }
+      guard let count else { throw CommandFailure(.data, "\(file.path) cannot be read to its end") }
+      return count == 0 ? nil : Array(piece[..<count])
+    }
+  }
+
+  func makeAsyncIterator() -> Iterator { Iterator(line: line, file: file) }
+}

@@ -1,0 +1,119 @@
+// `queue export`: copies of messages in a directory, from which `queue import` takes them.
+
+import ArgumentParser
+import CommandLineTools
+import Daemon
+
+struct QueueExport: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "export", abstract: "Copy messages into a directory: ID.eml and ID.json for each.",
+    discussion: """
+      The messages stay in the queue: hold them first if they must not leave meanwhile. Without ids and filters all are \
+      copied. What is there already and the same is left alone, so a copy that was interrupted can be repeated.
+      """)
+  @OptionGroup var options: ConfigurationOptions
+  @Argument(help: ArgumentHelp("Where the files go; made if it is missing.", valueName: "dir"))
+  var directory: String
+  @Argument(help: "The messages' ids.")
+  var ids: [String] = []
+  @OptionGroup var selection: FilterOptions
+
+  mutating func validate() throws {
+    if !ids.isEmpty, !selection.filter.isEmpty {
+      throw ValidationError("name messages by their ids, or by a filter, not by both")
+    }
+  }
+
+  private enum Result { case written, same, gone }
+
+  func run() async throws {
+    try await QueueChannel.use(options) { channel in
+      try OperatorFiles.makeDirectory(directory)
+      var counts: [Result: Int] = [:]
+      var last: ExitStatus?
+      func export(_ id: String, isNamed: Bool) async throws {
+        do throws(CommandFailure) {
+          let result = try await copy(id, channel)
+          counts[result, default: 0] += 1
+          if result == .gone, isNamed {
+            Terminal.complain("there is no message \(TerminalText.clean(id)) in the queue")
+            last = .data
+          }
+        } catch {
+          if error.status == .unavailable { throw error }
+          Terminal.complain("\(TerminalText.clean(id)): \(error)")
+          last = error.status
+        }
+      }
+      for id in ids { try await export(id, isNamed: true) }
+      if ids.isEmpty {
+        var pages = QueuePages(filter: selection.filter, format: "ids")
+        while let lines = try await pages.next(channel) {
+          for line in lines { try await export(String(Substring(line)), isNamed: false) }
+        }
+      }
+      try OperatorFiles.sync(directory)
+      let same = counts[.same].map { ", \($0) were there already" } ?? ""
+      let gone = ids.isEmpty ? counts[.gone].map { ", \($0) left the queue meanwhile" } ?? "" : ""
+      Terminal.say("\(Quantity.count(counts[.written] ?? 0, "message")) exported to \(directory)\(same)\(gone)")
+      if let last { throw CommandFailure(last, "") }
+    }
+  }
+
+  private func copy(_ id: String, _ channel: QueueChannel) async throws(CommandFailure) -> Result {
+    let escaped = AdminClient.escaped(id)
+    let response = try await channel.request("GET", AdminPath.document(escaped))
+    if response.status == 404 { return .gone }
+    if response.status != 200 { throw AdminClient.refusal(response) }
+    var document: MessageDocument
+    do throws(MessageDocument.Malformed) { document = try MessageDocument(json: response.body) } catch {
+      throw CommandFailure(.unavailable, "the daemon's answer is not understood: \(error)")
+    }
+    // As the queue spells it: it becomes the name of a file.
+    guard let name = document.id, let octets = document.content?.octets else {
+      throw CommandFailure(.unavailable, "the daemon's answer is not understood")
+    }
+    if let known = Self.content(directory, name, document) {
+      document.content = known
+      if (try? OperatorFiles.read("\(directory)/\(name).json")) == document.json { return .same }
+    } else {
+      let file = try FileOutput(directory, "\(name).eml")
+      do throws(CommandFailure) {
+        guard try await channel.download(AdminPath.content(escaped), receive: { file.write($0) }) else {
+          file.discard()
+          return .gone
+        }
+      } catch {
+        file.discard()
+        // A full disk of ours is no fault of the daemon.
+        throw file.failure ?? error
+      }
+      guard file.count == octets else {
+        file.discard()
+        throw CommandFailure(.data, "its content has \(file.count) octets instead of \(octets)")
+      }
+      try file.commit()
+      document.content = .init(octets: octets, crc32c: file.crc)
+    }
+    // The document comes last: where it is, the content is whole.
+    let file = try FileOutput(directory, "\(name).json")
+    _ = document.json.withUnsafeBytes { file.write($0) }
+    try file.commit()
+    return .written
+  }
+
+  /// The content in the directory, if it is that of this message and undamaged.
+  private static func content(
+    _ directory: String, _ name: String, _ document: MessageDocument
+  ) -> MessageDocument.Content? {
+    guard let bytes = try? OperatorFiles.read("\(directory)/\(name).json"),
+      let old = try? MessageDocument(json: bytes), let content = old.content,
+      old.sender == document.sender, old.arrival == document.arrival,
+      old.recipients.map(\.address) == document.recipients.map(\.address),
+      content.octets == document.content?.octets, let file = try? ContentInput("\(directory)/\(name).eml"),
+      file.size == content.octets, let crc = try? file.checksum(),
+      content == MessageDocument.Content(octets: content.octets, crc32c: crc)
+    else { return nil }
+    return content
+  }
+}

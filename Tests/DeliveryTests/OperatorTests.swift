@@ -1,0 +1,116 @@
+// What an operator does to single messages.
+
+import Delivery
+import Primitives
+import SMTP
+import Sandbox
+import Spool
+import TestSupport
+import Testing
+
+@Suite(.timeLimit(.minutes(2))) struct OperatorTests {
+  private func enable(_ bench: Bench) async {
+    var enabled = bench.settings
+    enabled.isEnabled = true
+    await bench.delivery.configure([enabled], .test())
+  }
+
+  @Test func heldMessageWaitsThoughItIsFreshAndGoesWhenItIsReleased() async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    let id = try await bench.submit()
+    #expect(await bench.account().queued == 1)
+    #expect(await bench.delivery.hold(id, by: "operator: looks odd"))
+    let other = try await bench.submit()
+    await enable(bench)
+    _ = await bench.upstream.messages(atLeast: 1)
+    await bench.until { await bench.account().queued == 0 }
+    #expect(bench.store.removed == [other] && bench.state(id)?.isHeld == true)
+    #expect(await bench.delivery.release(id, by: "operator: it is not"))
+    #expect(await bench.upstream.messages(atLeast: 2).count == 2)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func timeOnHoldDoesNotAgeAndReleaseTriesAtOnce() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 no", times: 1)])
+    let id = try await bench.submit(to: ["slow@example.test"])
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.hold(id, by: "operator"))
+    bench.time.advance(by: .seconds(20 * 86_400))
+    await bench.until { await bench.account().queued == 0 }
+    #expect(bench.state(id)?.lanes["example.test"]?.attempts == 1)
+    #expect(await bench.delivery.hold(id, by: "again") && bench.state(id)?.life.map(\.kind) == [.deferred, .held])
+    #expect(await bench.delivery.release(id, by: "operator"))
+    #expect(await bench.upstream.messages(atLeast: 1).count == 1)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func heldMessageStaysHeldOverARestartAndCanBeReleasedThen() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 no", times: 1)])
+    let id = try await bench.submit(to: ["slow@example.test"])
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.hold(id, by: "operator"))
+    let next = try await bench.restart()
+    #expect(await next.snapshots().map(\.queued) == [0])
+    #expect(await next.release(id, by: "operator"))
+    #expect(await bench.upstream.messages(atLeast: 1).count == 1)
+    await next.stop(within: .seconds(30))
+    await bench.upstream.stop()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func messageThatIsNotQueuedCanNeitherBeHeldNorReleasedNorReturned() async throws {
+    let bench = try await Bench()
+    let id = bench.store.nextID()
+    #expect(await bench.delivery.hold(id, by: "x") == false)
+    #expect(await bench.delivery.release(id, by: "x") == false)
+    #expect(await bench.delivery.bounce(id, by: "x") == .noSuchMessage)
+    await bench.end()
+  }
+
+  @Test func returnedMessageIsReportedAndGone() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 no")])
+    let id = try await bench.submit([
+      .test("slow@example.test"), .test("slow@other.test", .never), .test("support@example.test"),
+    ])
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.hold(id, by: "operator"))
+    #expect(await bench.delivery.bounce(id, by: "sent by mistake") == .bounced)
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("Returned by the operator of this relay: sent by mistake"))
+    #expect(report.contains("Final-Recipient: rfc822; slow@example.test") && report.contains("Status: 5.7.0"))
+    #expect(!report.contains("support@example.test") && !report.contains("slow@other.test"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func messageUnderWayIsNotReturned() async throws {
+    let bench = try await Bench([.hang(.content, times: 1)])
+    let id = try await bench.submit()
+    _ = await bench.upstream.wait { $0.scriptedFaults == 1 }
+    #expect(await bench.delivery.bounce(id, by: "x") == .isUnderWay)
+    // Held now, it finishes its attempt, and goes nowhere then.
+    #expect(await bench.delivery.hold(id, by: "x"))
+    await bench.upstream.stop()
+    await bench.until { await bench.account().active == 0 }
+    #expect(bench.state(id)?.isHeld == true && bench.state(id)?.lanes["example.test"]?.inDoubt == 1)
+    await bench.end()
+  }
+
+  @Test func messageWithoutASenderToTellStays() async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    let notification = try await bench.submit(from: "")
+    let stranger = try await bench.submit(from: "x@nowhere.test")
+    for id in [notification, stranger] {
+      guard case .nobodyToTell(let reason) = await bench.delivery.bounce(id, by: "x") else {
+        Issue.record("somebody was told")
+        continue
+      }
+      #expect(reason.contains("notification") || reason.contains("no route"))
+    }
+    await enable(bench)
+    #expect(await bench.upstream.messages(atLeast: 2).count == 2, "they go on as if nothing had been asked")
+    await bench.end()
+  }
+}
