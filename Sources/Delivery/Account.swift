@@ -180,6 +180,8 @@ actor Account {
   func configure(_ settings: UpstreamSettings, _ delivery: DeliverySettings) {
     let changed = settings != self.settings
     self.delivery = delivery
+    // The file of the authority may have changed behind the same name.
+    context = nil
     guard changed else { return }
     self.settings = settings
     let now = time.now
@@ -192,7 +194,6 @@ actor Account {
     } else {
       bucket = nil
     }
-    context = nil
     // A new password or server deserves a try at once; connections of the old settings finish what they have.
     hold = nil
     loginHold = nil
