@@ -350,6 +350,9 @@ def large(count, megabytes):
 
 def main():
     words = sys.argv[1:]
+    for word in words[1:]:
+        if not word.isdigit() or int(word) == 0:
+            sys.exit(f"bench-queue: {word}: write a number from 1 on")
     numbers = [int(word) for word in words[1:]]
     if words[0] == "million":
         million(numbers[0] if numbers else 1_000_000)
