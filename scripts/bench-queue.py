@@ -341,6 +341,8 @@ def large(count, megabytes):
         say("all delivered after", f"{time.monotonic() - begin:.1f} s")
         say("memory idle / after / most (MiB)",
             f"{idle:.0f} / {relay.memory():.0f} / {relay.memory('VmHWM'):.0f}")
+        # The last contents go once their removal is synced.
+        until("the contents are gone", lambda: not os.listdir(relay.folder + "/queue/content"), 10)
         say("disk after", f"{disk(relay.folder + '/queue') >> 10} KiB")
     finally:
         relay.end()
@@ -348,6 +350,9 @@ def large(count, megabytes):
 
 def main():
     words = sys.argv[1:]
+    for word in words[1:]:
+        if not word.isdigit() or int(word) == 0:
+            sys.exit(f"bench-queue: {word}: write a number from 1 on")
     numbers = [int(word) for word in words[1:]]
     if words[0] == "million":
         million(numbers[0] if numbers else 1_000_000)

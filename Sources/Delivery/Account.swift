@@ -213,6 +213,8 @@ actor Account {
     let changed = settings != self.settings
     shiftWarnings(from: self.delivery.delayWarning, to: delivery.delayWarning)
     self.delivery = delivery
+    // The file of the authority may have changed behind the same name.
+    context = nil
     guard changed else { return }
     self.settings = settings
     let now = time.now
@@ -225,7 +227,6 @@ actor Account {
     } else {
       bucket = nil
     }
-    context = nil
     // A new password or server deserves a try at once; connections of the old settings finish what they have.
     hold = nil
     loginHold = nil

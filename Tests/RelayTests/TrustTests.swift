@@ -63,5 +63,20 @@ extension EndToEnd {
         #expect(bench.upstream.statistics.credentialsInClear == 0)
       }
     }
+
+    @Test(.timeLimit(.minutes(2))) func reloadReadsTheCertificateOfTheAuthorityAnew() async throws {
+      try await Bench.run(starts: false) { bench in
+        try CertificateAuthority(commonName: "of before").writeCertificate(to: "\(bench.folder)/ca.pem")
+        try await bench.start()
+        let client = try Client(port: bench.port)
+        #expect(try client.deliver(to: "contact-sales@mailer.dreamlikelabs.com", Letter.text("1")).hasPrefix("250"))
+        try await bench.waitForLog("no connection (certificate)")
+        try bench.authority.writeCertificate(to: "\(bench.folder)/ca.pem")
+        bench.daemon.signal(SIGHUP)
+        try await bench.waitForLog("configuration reloaded")
+        #expect(try await bench.relay("queue", "retry", "--all").status == 0)
+        #expect(try await bench.arrived(1).count == 1)
+      }
+    }
   }
 }
