@@ -70,6 +70,9 @@ struct ContentQueues: Sendable {
     queues[Int(truncatingIfNeeded: id.rawValue &* 0x9E37_79B9_7F4A_7C15 >> 60) % queues.count]
   }
 
+  /// Returns once everything given before has been done.
+  func settle() async { for queue in queues { await queue.run {} } }
+
   /// Runs `work` on the queue of this message, behind what was given for it before.
   func run<T: Sendable>(_ id: QueueID, _ work: @escaping @Sendable () -> T) async -> T {
     await queue(id).run(work)
