@@ -54,6 +54,7 @@ public struct NameServer: Sendable {
         username: ""
         chroot: ""
         zonesdir: "\(folder)"
+        database: ""
         pidfile: "\(folder)/pid"
         zonelistfile: "\(folder)/zones"
         xfrdfile: "\(folder)/xfrd"
