@@ -55,7 +55,9 @@ public enum DNSJudge {
       if known.failure == nil {
         findings.append(
           .init(
-            host, "A", .wrong, "has no address: nobody can send mail to this relay",
+            host, "A", .wrong,
+            (evidence.ask(host, .a)?.status == .noSuchName ? "does not exist" : "has no address")
+              + ": nobody can send mail to this relay",
             advice: "publish the public address of this machine; with Cloudflare as \"DNS only\"",
             record: "\(host). IN A <public address>"))
       }
@@ -153,7 +155,8 @@ public enum DNSJudge {
         .init(
           domain, "MX", isOurs ? .notice : .wrong,
           isOurs
-            ? "none: senders fall back to the address of \(domain), and not all of them do" : "none: no mail arrives",
+            ? "none: senders fall back to the address of \(domain), and not all of them do"
+            : answer.status == .noSuchName ? "the name does not exist: no mail arrives" : "none: no mail arrives",
           advice: "publish one", record: record)
       ]
     }
@@ -207,7 +210,9 @@ public enum DNSJudge {
     if all.isEmpty {
       return [
         .init(
-          domain, "MX", .wrong, "none: replies to \(domain) do not arrive at Google", advice: "publish one",
+          domain, "MX", .wrong,
+          (answer.status == .noSuchName ? "the domain does not exist" : "none")
+            + ": replies to \(domain) do not arrive at Google", advice: "publish one",
           record: record)
       ]
     }

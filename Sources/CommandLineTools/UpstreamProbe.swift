@@ -83,7 +83,9 @@ public struct UpstreamProbe: Sendable {
       domain: target.domain, account: target.account, upstream: "\(target.host):\(target.port)")
     let connection = SMTPConnection(on: loop)
     do throws(Failure) {
-      let addresses = try await step(.dns, &report) { () throws(Failure) in try await lookUp() }
+      let answer = try await step(.dns, &report) { () throws(Failure) in try await lookUp() }
+      if let pin = pinned(answer) { warn(pin, &report) }
+      let addresses = answer.addresses
       let endpoint = try await connect(connection, addresses, loop, &report)
       try await talk(connection, endpoint, &report)
       await connection.quit()
@@ -159,8 +161,20 @@ public struct UpstreamProbe: Sendable {
 
   // MARK: DNS and TCP
 
-  private func lookUp() async throws(Failure) -> ([IPAddress], String) {
-    if let address = IPAddress(target.host) { return ([address], "\(address) (an address: nothing to look up)") }
+  /// Addresses that do not follow the server when it moves; nil when they do, or are this machine's.
+  private func pinned(_ answer: AddressAnswer) -> String? {
+    guard !answer.isFromDNS, !answer.addresses.allSatisfy(\.isLoopback) else { return nil }
+    return IPAddress(target.host) == nil
+      ? "the hosts file decides, and does not follow when the server moves: remove the name from /etc/hosts"
+      : "an address does not follow when the server moves: set smtp_server to its name"
+  }
+
+  private func lookUp() async throws(Failure) -> (AddressAnswer, String) {
+    if let address = IPAddress(target.host) {
+      var answer = AddressAnswer(addresses: [address], timeToLive: .seconds(0))
+      answer.isFromDNS = false
+      return (answer, "\(address) (an address: nothing to look up)")
+    }
     let answer: AddressAnswer
     do throws(NetworkError) { answer = try await names.addresses(of: target.host) } catch {
       let text = "\(error)"
@@ -174,7 +188,7 @@ public struct UpstreamProbe: Sendable {
     let v4 = answer.addresses.filter(\.isIPv4).map(\.description).joined(separator: " ")
     let v6 = answer.addresses.filter { !$0.isIPv4 }.map(\.description).joined(separator: " ")
     let origin = answer.isFromDNS ? "TTL \(answer.timeToLive.components.seconds) s" : "from a file"
-    return (answer.addresses, "A \(v4.isEmpty ? "none" : v4), AAAA \(v6.isEmpty ? "none" : v6) (\(origin))")
+    return (answer, "A \(v4.isEmpty ? "none" : v4), AAAA \(v6.isEmpty ? "none" : v6) (\(origin))")
   }
 
   /// Tries every address, because delivery may meet any of them, and stays on the first that answers.

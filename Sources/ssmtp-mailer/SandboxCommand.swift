@@ -55,6 +55,7 @@ struct SandboxCommand: AsyncParsableCommand {
 
   func run() async throws {
     if listScenarios { return Terminal.print(Self.scenarioList()) }
+    signal(SIGUSR1, SIG_IGN)  // one that comes too early must not be the end
     let choices = try scenario.map { text throws(CommandFailure) in
       do throws(ScenarioChoice.Mistake) { return try ScenarioChoice(parsing: text) } catch {
         throw CommandFailure(.usage, "--scenario: \(error)")

@@ -95,6 +95,9 @@ private struct Zone: DNSSource {
       name: "no address", without: ["mailer.example A"], check: "A", level: .wrong, detail: "no address",
       record: "mailer.example. IN A <public address>"),
     Row(
+      name: "no name", without: ["mailer.example", "10.2.0.192"], check: "A", level: .wrong, detail: "does not exist",
+      record: "mailer.example. IN A <public address>"),
+    Row(
       name: "proxied by Cloudflare", without: ["mailer.example A"], with: "mailer.example A 104.21.3.4", check: "A",
       level: .wrong, detail: "Cloudflare", record: "mailer.example. IN A <public address>"),
     Row(

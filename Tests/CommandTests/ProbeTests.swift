@@ -68,6 +68,36 @@ import Testing
     #expect(gmail.upstream.statistics.authentications + gmail.upstream.statistics.authenticationFailures == 0)
   }
 
+  @Test func aCertificateThatEndsSoonIsAWarningAndOneThatHasEndedIsTheEnd() async throws {
+    let soon = try await probe(Gmail(valid: .seconds(-3600) ... .seconds(86_400 * 5 + 60)))
+    #expect(soon.ok)
+    let expiry = try #require(soon.steps.first { $0.name == .expiry })
+    #expect(expiry.warning && expiry.detail.hasPrefix("5 days left"), "\(expiry)")
+    let gmail = try await Gmail(valid: .seconds(-7200) ... .seconds(-3600))
+    let late = try await probe(gmail)
+    #expect(late.status == .configuration)
+    #expect(late.steps.last?.name == .expiry)
+    #expect(gmail.upstream.statistics.authentications + gmail.upstream.statistics.authenticationFailures == 0)
+  }
+
+  @Test func addressesFromAFileAreAWarningUnlessTheyAreThisMachine() async throws {
+    struct Hosts: AddressSource {
+      func addresses(of name: String) async throws(NetworkError) -> AddressAnswer {
+        var answer = AddressAnswer(addresses: ["192.0.2.1"].compactMap { IPAddress($0) }, timeToLive: .seconds(10))
+        answer.isFromDNS = false
+        return answer
+      }
+    }
+    var target = ProbeTarget(
+      domain: "d", account: "a", host: "smtp.gmail.com", port: 587, security: .startTLS, login: nil, heloName: "h")
+    target.timeout = .milliseconds(50)
+    let report = await UpstreamProbe(target, names: Hosts()).run(on: Gmail.clientLoop)
+    #expect(report.steps.first?.warning == true)
+    #expect(report.steps.first?.advice?.contains("/etc/hosts") == true)
+    let healthy = try await probe(Gmail())
+    #expect(healthy.steps.allSatisfy { !$0.warning })
+  }
+
   @Test func anUnknownAuthorityEndsTheProbeBeforeAnySecret() async throws {
     let gmail = try await Gmail()
     let report = try await probe(gmail, trusts: false)
