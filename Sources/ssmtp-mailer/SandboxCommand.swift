@@ -33,6 +33,8 @@ struct SandboxCommand: AsyncParsableCommand {
   var username = "mail-relay@dreamlikelabs.com"
   @Option(help: "Its password.")
   var password = "your_gmail_app_password_here"
+  @Option(help: "The OAuth access token that XOAUTH2 and OAUTHBEARER take for the account. Default: none.")
+  var token: String?
   @Flag(help: "Print the dialogue with every client.")
   var verbose = false
   @Option(help: "A further name in the certificate. May be repeated.")
@@ -69,6 +71,7 @@ struct SandboxCommand: AsyncParsableCommand {
     options.endpoint = Endpoint(address: ip, port: port)
     options.implicitTLSEndpoint = tlsPort.map { Endpoint(address: ip, port: $0) }
     options.passwords = [username: password]
+    if let token { options.accessTokens = [username: token] }
     options.directory = directory
     options.keepsMessages = false
     options.loops = [try EventLoop.ofCommand()]
