@@ -223,6 +223,22 @@ struct Bench {
     await bench.end()
   }
 
+  @Test func exchangedRefreshTokenThatCannotBeKeptIsUsedAndWarnedOf() async throws {
+    let bench = try Bench()
+    let obstacle = "\(bench.file).new.\(getpid())"
+    try #require(mkdir(obstacle, 0o700) == 0)
+    bench.server.rotate(to: "1//rotated")
+    await bench.cache.invalidate(try await bench.cache.token())
+    #expect(bench.warnings.all.count == 1)
+    #expect(bench.warnings.all.first?.contains("cannot create") == true)
+    #expect(bench.warnings.all.first?.contains("1//") == false)
+    #expect(try RefreshTokenFile(bench.file).read() == HiddenText(Bench.refreshToken))
+    #expect(try await bench.cache.token().reveal() == "ya29.cedar-2")
+    #expect(bench.server.forms.last?["refresh_token"] == "1//rotated")
+    rmdir(obstacle)
+    await bench.end()
+  }
+
   @Test func nothingOfASecretIsPrinted() async throws {
     let bench = try Bench()
     let token = try await bench.cache.token()

@@ -88,7 +88,7 @@ extension EndToEnd {
         bench.upstream.accept(tokens: [:])
         bench.upstream.follow([.answer(.mail, "421 4.7.0 Try again later. gsmtp", times: 1)])
         #expect(try client.deliver(to: alias, Letter.text("2")).hasPrefix("250"))
-        try await bench.waitForLog("no connection (tokenRevoked)")
+        try await bench.waitForLog("no connection (tokenRevoked): the token endpoint answered 400 invalid_grant")
         bench.upstream.follow([])
         let held = try await bench.relay("status")
         #expect(held.output.contains("on hold") && held.output.contains("7 days"), "\(held.output)")
@@ -113,6 +113,7 @@ extension EndToEnd {
       let server = try TokenServer()
       try await Bench.run(starts: false) { bench in
         try configure(bench, server)
+        try await bench.start()
         for isComplete in [false, true] {
           server.giveRefreshToken(isComplete)
           let (pipe, output) = ("\(bench.folder)/paste.\(isComplete)", "\(bench.folder)/login.\(isComplete)")
@@ -123,7 +124,8 @@ extension EndToEnd {
             Bench.binary, ["oauth", "login", "--paste", "--config", bench.configuration], input: pipe, output: output,
             errors: output)
           try await until("the command asks for the address") { Files.read(output).contains("Paste its whole address") }
-          let back = try #require(server.consent(to: try #require(address(in: Files.read(output)))))
+          let asked = try #require(address(in: Files.read(output)))
+          let back = try #require(server.consent(to: asked))
           let line = Array("\(back)\n".utf8)
           #expect(write(holder, line, line.count) == line.count)
           #expect(await login.exit() == (isComplete ? 0 : 77))
