@@ -60,7 +60,7 @@ public final class LoopbackReceiver: Sendable {
       let client = accept(socket, nil, nil)
       guard client >= 0 else { continue }
       defer { close(client) }
-      var patience = timeval(tv_sec: 5, tv_usec: 0)
+      var patience = timeval(tv_sec: 2, tv_usec: 0)
       setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, socklen_t(MemoryLayout<timeval>.size))
       guard let target = Self.target(of: client) else {
         Self.answer(client, "400 Bad Request", "This is not the answer of a login.")
@@ -87,7 +87,10 @@ public final class LoopbackReceiver: Sendable {
   private static func target(of client: CInt) -> String? {
     var bytes: [UInt8] = []
     var piece = [UInt8](repeating: 0, count: 4096)
+    // Browsers open connections on suspicion, and say nothing on them.
+    let deadline = SystemTime().now + .seconds(5)
     while bytes.count < 16_384, !bytes.contains(0x0a) {
+      guard SystemTime().now < deadline else { return nil }
       let count = recv(client, &piece, piece.count, 0)
       guard count > 0 else { return nil }
       bytes += piece[..<count]

@@ -49,9 +49,9 @@ public struct RefreshTokenFile: Sendable {
     return HiddenText(String(decoding: line, as: UTF8.self))
   }
 
-  /// Replaces the file by one with mode 0600 that belongs to whoever owns its directory, as far as we may say so:
-  /// the relay must be able to read what root has logged in.
-  public func write(_ token: HiddenText) throws(TokenFailure) {
+  /// Looks whether the file could be written: better before somebody has consented in vain.
+  @discardableResult
+  public func checkWritable() throws(TokenFailure) -> stat {
     let directory = Self.directory(of: path)
     var owner = stat()
     guard stat(directory, &owner) == 0, owner.st_mode & S_IFMT == S_IFDIR else {
@@ -60,6 +60,18 @@ public struct RefreshTokenFile: Sendable {
         "the directory \(directory) of the refresh token does not exist; make it with: "
           + "install -d -m 700 -o ssmtp-mailer \(directory)")
     }
+    guard access(directory, W_OK | X_OK) == 0 else {
+      throw TokenFailure(
+        .refused, "the refresh token \(path) cannot be written: \(String(cString: strerror(errno))); run this as root")
+    }
+    return owner
+  }
+
+  /// Replaces the file by one with mode 0600 that belongs to whoever owns its directory, as far as we may say so:
+  /// the relay must be able to read what root has logged in.
+  public func write(_ token: HiddenText) throws(TokenFailure) {
+    let owner = try checkWritable()
+    let directory = Self.directory(of: path)
     let temporary = "\(path).new.\(getpid())"
     unlink(temporary)
     let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)

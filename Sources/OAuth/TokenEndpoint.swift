@@ -87,7 +87,8 @@ extension TokenAnswer {
     init(from decoder: any Decoder) throws {
       let container = try decoder.singleValueContainer()
       if let text = try? container.decode(String.self) {
-        value = Double(text) ?? 3600
+        // The text may say "nan", and no duration can be made of that.
+        value = Double(text).flatMap { $0.isFinite ? $0 : nil } ?? 3600
       } else {
         value = try container.decode(Double.self)
       }
@@ -128,9 +129,13 @@ extension TokenAnswer {
   private static func failure(
     _ status: Int, _ bad: Bad, _ grant: TokenGrant, _ secrets: [String]
   ) -> TokenFailure {
-    let text = [bad.error, bad.errorDescription].compactMap { $0 }.map(shown).joined(separator: ": ")
-    // Endpoints exist that repeat what they refuse, and this is logged.
-    let isRepeating = secrets.contains { !$0.isEmpty && text.contains($0) }
+    let parts = [bad.error, bad.errorDescription].compactMap { $0 }
+    let text = parts.map(shown).joined(separator: ": ")
+    // Endpoints exist that repeat what they refuse, and this is logged. The whole text is looked through: what is shown
+    // may end in the middle of a secret.
+    let isRepeating = secrets.contains { secret in
+      !secret.isEmpty && parts.contains { $0.lowercased().contains(secret.lowercased()) }
+    }
     let what = "the token endpoint answered \(status) \(isRepeating ? "(the text repeats a secret)" : text)"
     let isService = if case .serviceAccount = grant.kind { true } else { false }
     if status >= 500 || status == 429 { return TokenFailure(.unavailable, what) }
@@ -157,6 +162,7 @@ extension TokenAnswer {
   static func shown(_ text: String) -> String {
     let clean = text.unicodeScalars.prefix(200).map { scalar in
       scalar.value < 0x20 || (0x7f...0x9f).contains(scalar.value) || (0x2028...0x202e).contains(scalar.value)
+        || (0x2066...0x2069).contains(scalar.value)
         ? " " : Character(scalar)
     }
     return String(clean)

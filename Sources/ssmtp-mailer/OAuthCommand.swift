@@ -44,6 +44,9 @@ extension OAuthCommand {
 
     func run() async throws {
       let (domain, grant, refresh) = try target(options.load())
+      do throws(TokenFailure) { try RefreshTokenFile(refresh.file).checkWritable() } catch {
+        throw CommandFailure(.configuration, error.description)
+      }
       do throws(AuthorizationFailure) {
         let token = paste ? try await pasted(domain, grant, refresh) : try await received(domain, grant, refresh)
         do throws(TokenFailure) { try RefreshTokenFile(refresh.file).write(token) } catch {

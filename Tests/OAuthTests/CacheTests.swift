@@ -111,6 +111,14 @@ struct Bench {
     await bench.end()
   }
 
+  @Test(arguments: [(#""nan""#, 3600), (#""1800""#, 1800), ("-5", 0), ("1e300", 86_400), ("null", 3600)])
+  func lifetimeMayBeWrittenStrangely(text: String, seconds: Int) async throws {
+    let bench = try Bench()
+    bench.server.say([.json(200, #"{"access_token":"ya29.x","expires_in":\#(text)}"#)])
+    #expect(try await bench.cache.token().expiresAt - bench.time.now == .seconds(seconds))
+    await bench.end()
+  }
+
   // MARK: Failures
 
   static let answers: [(TokenServer.Reply, TokenFailure.Kind, String)] = [
@@ -126,6 +134,11 @@ struct Bench {
     (.json(200, #"{"access_token":"a\u0001b","expires_in":3599}"#), .unavailable, "a token that is not one"),
     (.json(200, String(repeating: " ", count: 70_000)), .unavailable, "more than 65536 octets"),
     (.json(302, ""), .unavailable, "302"),
+    (
+      .json(
+        400, #"{"error":"invalid_grant","error_description":"\#(String(repeating: "x", count: 190))1//First-refresh"}"#),
+      .revoked, "repeats a secret"
+    ),
     (
       .json(400, #"{"error":"invalid_grant","error_description":"1//first-refresh is bad"}"#), .revoked,
       "repeats a secret"

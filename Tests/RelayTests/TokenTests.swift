@@ -114,6 +114,11 @@ extension EndToEnd {
       try await Bench.run(starts: false) { bench in
         try configure(bench, server)
         try await bench.start()
+        // Nobody consents in vain.
+        rmdir("\(bench.folder)/oauth")
+        let early = try await bench.relay("oauth", "login", "--paste")
+        #expect(early.status == 78 && early.errors.contains("install -d -m 700"), "\(early.errors)")
+        mkdir("\(bench.folder)/oauth", 0o700)
         for isComplete in [false, true] {
           server.giveRefreshToken(isComplete)
           let (pipe, output) = ("\(bench.folder)/paste.\(isComplete)", "\(bench.folder)/login.\(isComplete)")
