@@ -3,6 +3,7 @@
 
 import Delivery
 import Network
+import OAuth
 import Primitives
 import SMTP
 
@@ -31,12 +32,23 @@ public struct ProbeTarget: Sendable {
   public struct Login: Sendable, CustomStringConvertible, CustomReflectable {
     public let mechanism: Credential.Mechanism
     public let username: String
-    let secret: String
+    var secret: String
+    private let tokens: TokenCache?
 
-    public init(mechanism: Credential.Mechanism, username: String, secret: String) {
+    /// - Parameter tokens: where the secret comes from instead, for OAuth 2.
+    public init(mechanism: Credential.Mechanism, username: String, secret: String, tokens: TokenCache? = nil) {
       self.mechanism = mechanism
       self.username = username
       self.secret = secret
+      self.tokens = tokens
+    }
+
+    /// The login with its access token, if it needs one.
+    func withToken() async throws(TokenFailure) -> Self {
+      guard let tokens else { return self }
+      var login = self
+      login.secret = try await tokens.token().reveal()
+      return login
     }
 
     public var description: String { "\(mechanism.rawValue) \(username)" }
@@ -134,7 +146,12 @@ public struct UpstreamProbe: Sendable {
           detail: "not tried: a password must not travel in clear", advice: "set use_starttls or use_ssl",
           isTemporary: false)
       }
-      try await authenticate(connection, login, capabilities)
+      let ready: ProbeTarget.Login
+      do throws(TokenFailure) { ready = try await login.withToken() } catch {
+        throw Failure(
+          detail: error.description, advice: AccountFault(error).advice, isTemporary: error.kind == .unavailable)
+      }
+      try await authenticate(connection, ready, capabilities)
       return ((), "\(login.mechanism.rawValue) as \(login.username)")
     }
   }
@@ -373,8 +390,9 @@ public struct UpstreamProbe: Sendable {
     }
     let isTemporary =
       switch fault {
-      case .tooManyLogins, .dailyLimit, .slowDown, .unreachable: true
-      case .badCredentials, .loginRefused, .relayDenied, .insecure, .certificate: reply.isTransient
+      case .tooManyLogins, .dailyLimit, .slowDown, .unreachable, .tokenUnavailable: true
+      case .badCredentials, .loginRefused, .relayDenied, .insecure, .certificate, .tokenRevoked, .tokenRefused:
+        reply.isTransient
       }
     return Failure(detail: "\(reply)", advice: fault.advice, isTemporary: isTemporary)
   }

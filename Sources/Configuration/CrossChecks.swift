@@ -85,15 +85,16 @@ struct CrossChecks {
       findings.error(
         reader.place("auth_method"), "auth_method \(domain.authMethod.rawValue) needs username in \(title)")
     }
-    let hasSource = ["password", "password_file", "password_command", "password_credential"].contains {
-      reader.isSet($0)
-    }
-    if !hasSource {
-      findings.error(
-        reader.place("auth_method"),
-        "auth_method \(domain.authMethod.rawValue) needs password, password_file, password_command or "
+    // Their own reader has looked whether they are complete.
+    if OAuthReader.isUsed(in: reader) || PasswordReader.keys.contains(where: { reader.isSet($0) }) { return }
+    let takesToken = domain.authMethod == .xoauth2 || domain.authMethod == .oauthBearer
+    findings.error(
+      reader.place("auth_method"),
+      takesToken
+        ? "auth_method \(domain.authMethod.rawValue) needs oauth_client_id and oauth_refresh_token_file, or "
+          + "service_account_file, or an access token as password_command or the like, in \(title)"
+        : "auth_method \(domain.authMethod.rawValue) needs password, password_file, password_command or "
           + "password_credential in \(title)")
-    }
   }
 
   // MARK: Mappings and users

@@ -95,6 +95,8 @@ struct Loader {
     domain.isLocal = domain.isThisRelay(settings.global)
     domain.password = PasswordReader(files: files, environment: environment).read(
       &reader, isWanted: domain.enabled && !domain.isLocal && domain.authMethod != .none, &findings)
+    domain.tokenGrant = OAuthReader(files: files).read(
+      &reader, of: domain, isWanted: domain.enabled && !domain.isLocal, &findings)
     reader.finish(&findings)
     settings.domains[domain.name.lowercased()] = domain
     checks.domains.append((domain, reader))

@@ -3,6 +3,7 @@
 struct PasswordReader {
   /// The password of the guide's sample files.
   static let placeholder = "your_gmail_app_password_here"
+  static let keys = ["password", "password_file", "password_command", "password_credential"]
 
   var files: any FileSource
   var environment: [String: String]
@@ -13,7 +14,7 @@ struct PasswordReader {
     let file = reader.optionalPath("password_file")
     let command = reader.optionalString("password_command", &findings)
     let credential = reader.optionalString("password_credential", &findings)
-    let set = ["password", "password_file", "password_command", "password_credential"].filter { reader.isSet($0) }
+    let set = Self.keys.filter { reader.isSet($0) }
     if set.count > 1 {
       findings.error(
         reader.place(set[1]), "\(set.joined(separator: " and ")) are both set in \(reader.section.title); keep one")
@@ -30,11 +31,13 @@ struct PasswordReader {
         findings.error(place, "password_file \(quoted(file)) can be read by everyone; run: chmod 640 \(file)")
         return nil
       }
-      return secret(place, "password_file \(quoted(file))", &findings) { () throws(FileError) in try files.read(file) }
+      return Self.secret(place, "password_file \(quoted(file))", &findings) { () throws(FileError) in
+        try files.read(file)
+      }
     }
     if let command {
       let place = reader.place("password_command")
-      return secret(place, "password_command \(quoted(command))", &findings) { () throws(FileError) in
+      return Self.secret(place, "password_command \(quoted(command))", &findings) { () throws(FileError) in
         try files.output(of: command)
       }
     }
@@ -51,7 +54,7 @@ struct PasswordReader {
       findings.error(place, "password_credential \(quoted(credential)) is a name, not a path")
       return nil
     }
-    return secret(place, "password_credential \(quoted(credential))", &findings) { () throws(FileError) in
+    return Self.secret(place, "password_credential \(quoted(credential))", &findings) { () throws(FileError) in
       try files.read(resolve(credential, in: folder))
     }
   }
@@ -68,8 +71,9 @@ struct PasswordReader {
   }
 
   /// The first line of what `body` gives; editors and `echo` put a line break behind it.
-  private func secret(
-    _ place: Origin, _ what: String, _ findings: inout Findings, _ body: () throws(FileError) -> [UInt8]
+  static func secret(
+    _ place: Origin, _ what: String, noun: String = "password", _ findings: inout Findings,
+    _ body: () throws(FileError) -> [UInt8]
   ) -> Secret? {
     let bytes: [UInt8]
     do throws(FileError) {
@@ -81,7 +85,7 @@ struct PasswordReader {
     var line = bytes.prefix { $0 != UInt8(ascii: "\n") }
     if line.last == UInt8(ascii: "\r") { line = line.dropLast() }
     guard let text = String(validating: line, as: UTF8.self), !text.isEmpty, !line.contains(0) else {
-      findings.error(place, "\(what) gives no password")
+      findings.error(place, "\(what) gives no \(noun)")
       return nil
     }
     return Secret(text)

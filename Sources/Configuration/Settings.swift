@@ -1,5 +1,6 @@
 // The configuration as typed values: what every other room reads.
 
+import OAuth
 import Primitives
 
 /// The whole configuration, checked.
@@ -82,6 +83,8 @@ public struct DomainSettings: Sendable {
   public var username: String?
   /// From whichever source gave it; nil without AUTH.
   public var password: Secret?
+  /// How access tokens are obtained; nil when ``password`` is what AUTH takes, a token included.
+  public var tokenGrant: TokenGrant?
   /// TLS from the first byte.
   public var useSSL = false
   public var useStartTLS = false

@@ -137,7 +137,7 @@ public final class Relay: Sendable {
   /// Hands the recovered queue to its accounts and opens the door.
   public func start() async {
     let settings = state.withLock { $0.settings }
-    await delivery.configure(UpstreamSettings.all(settings), DeliverySettings(settings))
+    await delivery.configure(UpstreamSettings.all(settings, log), DeliverySettings(settings))
     var after: QueueID?
     var recovered = 0
     while true {
@@ -197,7 +197,7 @@ public final class Relay: Sendable {
     state.withLock { $0.settings = settings }
     setRouter(router)
     server.configure(serverSettings)
-    await delivery.configure(UpstreamSettings.all(settings), DeliverySettings(settings))
+    await delivery.configure(UpstreamSettings.all(settings, log), DeliverySettings(settings))
     for (key, changed) in [
       ("listen", old.global.listen != settings.global.listen),
       ("queue_dir", old.global.queueDir != settings.global.queueDir),

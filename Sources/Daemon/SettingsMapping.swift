@@ -4,6 +4,7 @@ import Configuration
 import Delivery
 import Logging
 import Network
+import OAuth
 import Primitives
 import Routing
 import Server
@@ -58,15 +59,15 @@ extension DeliverySettings {
 
 extension UpstreamSettings {
   /// The upstreams that mail can leave through. A `[domain:]` that is this relay itself is never connected to.
-  static func all(_ settings: Settings) -> [UpstreamSettings] {
-    settings.domains.values.filter { !$0.isLocal }.map { UpstreamSettings($0, settings.global) }
+  static func all(_ settings: Settings, _ log: Logger) -> [UpstreamSettings] {
+    settings.domains.values.filter { !$0.isLocal }.map { UpstreamSettings($0, settings.global, log) }
   }
 
-  init(_ domain: DomainSettings, _ global: GlobalSettings) {
+  init(_ domain: DomainSettings, _ global: GlobalSettings, _ log: Logger) {
     self.init(
       name: domain.name, account: domain.relayAccount ?? domain.username ?? domain.name, host: domain.host,
       port: domain.port, security: domain.useSSL ? .implicitTLS : domain.useStartTLS ? .startTLS : .none,
-      credential: Self.credential(domain), serverName: domain.tlsServerName, heloName: global.defaultHostname)
+      credential: Self.credential(domain, log), serverName: domain.tlsServerName, heloName: global.defaultHostname)
     caFile = domain.tlsCAFile
     minimumTLS = domain.tlsMinimum == .tls13 ? .tls13 : .tls12
     maximumConnections = domain.maxConnections ?? global.maxConnections
@@ -81,8 +82,15 @@ extension UpstreamSettings {
     }
   }
 
-  private static func credential(_ domain: DomainSettings) -> Credential? {
-    guard let username = domain.username, let password = domain.password else { return nil }
+  private static func credential(_ domain: DomainSettings, _ log: Logger) -> Credential? {
+    guard let username = domain.username else { return nil }
+    if let grant = domain.tokenGrant {
+      let name = domain.name
+      let tokens = TokenCache(grant, time: SystemTime(), warn: { log.warning("account \(name): \($0)") })
+      return Credential(
+        mechanism: domain.authMethod == .oauthBearer ? .oauthBearer : .xoauth2, username: username, tokens: tokens)
+    }
+    guard let password = domain.password else { return nil }
     let mechanism: Credential.Mechanism
     switch domain.authMethod {
     case .none: return nil

@@ -64,7 +64,7 @@ extension Account {
   func holdLogins(_ fault: AccountFault, _ reason: String) {
     let wait: Duration
     switch fault {
-    case .unreachable, .certificate, .insecure: wait = loginBackOff.fail(random: services.random())
+    case .unreachable, .certificate, .insecure, .tokenUnavailable: wait = loginBackOff.fail(random: services.random())
     // Each refused login counts against the account: Gmail locks those who insist.
     default: wait = refusalBackOff.fail(random: services.random())
     }

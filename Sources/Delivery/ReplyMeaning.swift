@@ -1,6 +1,7 @@
 // What a reply of the upstream means: whose fault it is decides what happens to the mail. A fault of the account, or
 // of ours, must never bounce anybody's message.
 
+import OAuth
 import SMTP
 
 /// What the relay was doing when the reply came.
@@ -32,6 +33,8 @@ public enum ReplyMeaning: Sendable, Hashable {
 public enum AccountFault: String, Sendable, Hashable, CaseIterable {
   case badCredentials, loginRefused, tooManyLogins, dailyLimit, relayDenied, slowDown, unreachable, insecure,
     certificate
+  /// Faults of the access tokens of OAuth 2.
+  case tokenRevoked, tokenRefused, tokenUnavailable
 
   /// What the operator can do about it.
   public var advice: String {
@@ -46,6 +49,23 @@ public enum AccountFault: String, Sendable, Hashable, CaseIterable {
     case .unreachable: "check the name, the port and the network; `ssmtp-mailer test` tells where it ends"
     case .insecure: "the upstream does not offer what the configuration asks for; nothing secret was sent"
     case .certificate: "check smtp_server, tls_server_name and tls_ca_file; no credential was sent"
+    case .tokenRevoked:
+      "run `ssmtp-mailer oauth login` for the account, then reload; refresh tokens die after 7 days while the OAuth app "
+        + "is in Testing (publish it), with a password change, when access is revoked, and unused for six months"
+    case .tokenRefused:
+      "check the oauth_ keys or service_account_file, and that username is the mailbox that granted access; "
+        + "`ssmtp-mailer oauth status` asks again"
+    case .tokenUnavailable:
+      "check the way to oauth_token_url (port 443, proxy, oauth_ca_file); `ssmtp-mailer oauth status` asks again"
+    }
+  }
+
+  /// What a failure to get an access token means for the account.
+  public init(_ failure: TokenFailure) {
+    switch failure.kind {
+    case .revoked: self = .tokenRevoked
+    case .refused: self = .tokenRefused
+    case .unavailable: self = .tokenUnavailable
     }
   }
 }

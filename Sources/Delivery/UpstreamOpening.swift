@@ -2,6 +2,7 @@
 // No credential leaves before the certificate and its name were verified.
 
 import Network
+import OAuth
 import Primitives
 import SMTP
 
@@ -24,6 +25,8 @@ final class UpstreamOpening {
   private(set) var tls: TLSSummary?
   /// The shortest time from a command to its reply.
   private(set) var roundTrip = Duration.seconds(3600)
+  /// Got before the connection is opened: an upstream is not kept waiting for the token endpoint.
+  private var token: AccessToken?
 
   init(_ settings: UpstreamSettings, number: Int, loop: EventLoop) {
     self.settings = settings
@@ -34,6 +37,7 @@ final class UpstreamOpening {
   /// Opens the connection; it is closed again when that fails.
   nonisolated(nonsending) func run(_ resolver: Resolver, _ context: TLSContext?) async throws(OpenFailure) -> ByteStream
   {
+    if let tokens = settings.credential?.tokens { token = try await Self.token(from: tokens) }
     let stream = try await connect(resolver)
     self.stream = stream
     do throws(OpenFailure) { try await introduce(stream, context) } catch {
@@ -81,7 +85,27 @@ final class UpstreamOpening {
       parser = ReplyParser()
       try await hello(stream)
     }
-    if let credential = settings.credential { try await authenticate(stream, credential) }
+    guard let credential = settings.credential else { return }
+    guard let tokens = credential.tokens, let token else {
+      return try await authenticate(stream, credential, credential.secret)
+    }
+    do throws(OpenFailure) { return try await authenticate(stream, credential, token.reveal()) } catch {
+      guard error.fault == .badCredentials else { throw error }
+    }
+    // A token may end before its time: one more try with a fresh one, before the account is held for it.
+    await tokens.invalidate(token)
+    let fresh = try await Self.token(from: tokens)
+    do throws(OpenFailure) { try await authenticate(stream, credential, fresh.reveal()) } catch {
+      guard error.fault == .badCredentials else { throw error }
+      await tokens.invalidate(fresh)
+      throw OpenFailure(fault: .tokenRefused, description: error.description + " (with a fresh token)")
+    }
+  }
+
+  private nonisolated(nonsending) static func token(from tokens: TokenCache) async throws(OpenFailure) -> AccessToken {
+    do throws(TokenFailure) { return try await tokens.token() } catch {
+      throw OpenFailure(fault: AccountFault(error), description: error.description)
+    }
   }
 
   private nonisolated(nonsending) func secure(_ stream: ByteStream, _ context: TLSContext?) async throws(OpenFailure) {
@@ -100,9 +124,9 @@ final class UpstreamOpening {
     capabilities = Capabilities(ehlo: try await expect(stream, "EHLO \(settings.heloName)", .hello))
   }
 
-  private nonisolated(nonsending) func authenticate(_ stream: ByteStream, _ credential: Credential)
-    async throws(OpenFailure)
-  {
+  private nonisolated(nonsending) func authenticate(
+    _ stream: ByteStream, _ credential: Credential, _ password: String
+  ) async throws(OpenFailure) {
     let mechanism = credential.mechanism
     guard capabilities.authMechanisms.contains(mechanism.rawValue) else {
       let offered = capabilities.authMechanisms.sorted().joined(separator: " ")
@@ -116,24 +140,25 @@ final class UpstreamOpening {
     case .login:
       try await expect(stream, "AUTH LOGIN", .authentication, intermediate: true)
       try await expect(stream, SASL.login(credential.username), .authentication, intermediate: true)
-      let secret = SASL.login(credential.secret)
+      let secret = SASL.login(password)
       let reply = try await exchange(stream, secret, .authentication)
-      guard reply.isPositive else { throw refused(reply, .authentication, hiding: [secret, credential.secret]) }
+      guard reply.isPositive else { throw refused(reply, .authentication, hiding: [secret, password]) }
       return
-    case .plain: initial = SASL.plain(username: credential.username, password: credential.secret)
-    case .xoauth2: initial = SASL.xoauth2(username: credential.username, token: credential.secret)
+    case .plain: initial = SASL.plain(username: credential.username, password: password)
+    case .xoauth2: initial = SASL.xoauth2(username: credential.username, token: password)
     case .oauthBearer:
       initial = SASL.oauthBearer(
-        username: credential.username, host: settings.host, port: Int(settings.port), token: credential.secret)
+        username: credential.username, host: settings.host, port: Int(settings.port), token: password)
     }
     let reply = try await exchange(stream, "AUTH \(mechanism.rawValue) \(initial)", .authentication)
     if reply.isPositive { return }
     guard reply.isIntermediate else {
-      throw refused(reply, .authentication, hiding: [initial, credential.secret])
+      throw refused(reply, .authentication, hiding: [initial, password])
     }
     // The challenge explains an error; the verdict comes after an answer to it: empty for XOAUTH2 (Google), a single
     // ^A for OAUTHBEARER (RFC 7628 3.2.3).
-    try await expect(stream, mechanism == .oauthBearer ? "AQ==" : "", .authentication)
+    let verdict = try await exchange(stream, mechanism == .oauthBearer ? "AQ==" : "", .authentication)
+    guard verdict.isPositive else { throw refused(verdict, .authentication, hiding: [initial, password]) }
   }
 
   /// - Parameter secrets: servers exist that repeat what they refuse, and this text is logged.

@@ -1,6 +1,7 @@
 // What an account needs to know about its upstream. The composition root makes it from the configuration.
 
 import Network
+import OAuth
 import Primitives
 
 /// How a connection is protected.
@@ -24,11 +25,28 @@ public struct Credential: Sendable, Equatable, CustomStringConvertible, CustomDe
   public let mechanism: Mechanism
   public let username: String
   let secret: String
+  /// Where access tokens come from; nil when ``secret`` is the password, or a token as it is.
+  let tokens: TokenCache?
 
   public init(mechanism: Mechanism, username: String, secret: String) {
     self.mechanism = mechanism
     self.username = username
     self.secret = secret
+    tokens = nil
+  }
+
+  /// For XOAUTH2 and OAUTHBEARER.
+  public init(mechanism: Mechanism, username: String, tokens: TokenCache) {
+    self.mechanism = mechanism
+    self.username = username
+    secret = ""
+    self.tokens = tokens
+  }
+
+  /// Two caches of one grant are the same credential: a reload must not end connections for nothing.
+  public static func == (a: Self, b: Self) -> Bool {
+    a.mechanism == b.mechanism && a.username == b.username && a.secret == b.secret
+      && a.tokens?.grant == b.tokens?.grant
   }
 
   public var description: String { "\(mechanism.rawValue) \(username)" }

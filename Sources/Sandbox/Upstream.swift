@@ -16,7 +16,7 @@ public struct UpstreamOptions: Sendable {
   public var keyFile: String
   /// Passwords by user.
   public var passwords: [String: String] = [:]
-  /// OAuth access tokens by user.
+  /// OAuth access tokens by user, at the start; ``Upstream/accept(tokens:)`` changes them.
   public var accessTokens: [String: String] = [:]
   public var maximumMessageSize = 35_882_577
   public var maximumRecipients = 100
@@ -62,6 +62,7 @@ public final class Upstream: Sendable {
     var acceptors: [Endpoint: Acceptor] = [:]
     var endpoint: Endpoint?
     var implicitTLSEndpoint: Endpoint?
+    var accessTokens: [String: String] = [:]
     var isStopped = false
     var lastID: UInt64 = 0
   }
@@ -72,7 +73,8 @@ public final class Upstream: Sendable {
     let log = options.log ?? { _ in }
     archive = options.directory.map { Archive(directory: $0, report: log) }
     let tls = try TLSContext.server(certificateFile: options.certificateFile, keyFile: options.keyFile)
-    state = Mutex(State(script: Script(options.script, now: options.time.now), tls: tls))
+    state = Mutex(
+      State(script: Script(options.script, now: options.time.now), tls: tls, accessTokens: options.accessTokens))
   }
 
   /// Binds and begins to accept connections.
@@ -156,6 +158,11 @@ public final class Upstream: Sendable {
 
   /// Replaces the rules; their counts begin anew.
   public func follow(_ rules: [Rule]) { state.withLock { $0.script = Script(rules, now: options.time.now) } }
+
+  /// Replaces the OAuth access tokens, by user; who is logged in stays so.
+  public func accept(tokens: [String: String]) { state.withLock { $0.accessTokens = tokens } }
+
+  func accepts(token: String, of user: String) -> Bool { state.withLock { $0.accessTokens[user] == token } }
 
   /// Shows another certificate from the next handshake on.
   /// - Throws: ``NetworkError/tls(_:)`` when it cannot be used.

@@ -45,19 +45,21 @@ extension UpstreamSession {
       say("501 5.5.2 Cannot Decode response \(upstream.nextID()) - gsmtp")
       return
     }
-    try await judge(offered.user, isGood: offered.isGood, isToken: mechanism.hasSuffix("2") || mechanism.hasSuffix("R"))
+    try await judge(offered.user, isGood: offered.isGood, mechanism)
   }
 
-  private func judge(_ name: String, isGood: Bool, isToken: Bool) async throws {
+  private func judge(_ name: String, isGood: Bool, _ mechanism: String) async throws {
     let rejection = upstream.withScript { $0.isEmpty ? nil : $0.authRejection() }.map(worded)
     guard isGood, rejection == nil else {
       upstream.count { $0.authenticationFailures += 1 }
-      if isToken, rejection == nil {
-        // The reason comes as a challenge; the client answers with an empty line to get the reply.
+      if mechanism == "XOAUTH2" || mechanism == "OAUTHBEARER", rejection == nil {
+        // The reason comes as a challenge; the client answers to get the reply: with an empty line for XOAUTH2, with
+        // a ^A for OAUTHBEARER (RFC 7628 3.2.3), and an empty line is forgiven there.
         let reason = #"{"status":"400","schemes":"Bearer","scope":"https://mail.google.com/"}"#
         say("334 \(Base64.encode(reason))")
         let line = try await readLine()
-        if !line.isEmpty { violate("an answer to the reason of a failed XOAUTH2") }
+        let isExpected = line.isEmpty || mechanism == "OAUTHBEARER" && line == "AQ=="
+        if !isExpected { violate("an answer to the reason of a failed \(mechanism)") }
       }
       say(
         rejection ?? "535-5.7.8 Username and Password not accepted. For more information, go to\n"
@@ -86,10 +88,13 @@ extension UpstreamSession {
     var token: String?
     for part in response.split(separator: "\u{1}") {
       if part.hasPrefix("user=") { name = String(part.dropFirst(5)) }
-      if part.hasPrefix("n,a=") { name = String(part.dropFirst(4).prefix { $0 != "," }) }
+      if part.hasPrefix("n,a=") {
+        let identity = part.dropFirst(4).prefix { $0 != "," }
+        name = String(identity).replacing("=2C", with: ",").replacing("=3D", with: "=")
+      }
       if part.hasPrefix("auth=Bearer ") { token = String(part.dropFirst(12)) }
     }
     guard let name, let token, response.hasSuffix("\u{1}\u{1}") else { return nil }
-    return (name, upstream.options.accessTokens[name] == token)
+    return (name, upstream.accepts(token: token, of: name))
   }
 }

@@ -36,6 +36,8 @@ struct SandboxCommand: AsyncParsableCommand {
   var username = "mail-relay@dreamlikelabs.com"
   @Option(help: "Its password.")
   var password = "your_gmail_app_password_here"
+  @Option(help: "The OAuth access token that XOAUTH2 and OAUTHBEARER take for the account. Default: none.")
+  var token: String?
   @Flag(help: "Keep no message and print no line for it, only count them: for measurements.")
   var discard = false
   @Flag(help: "Print the dialogue with every client.")
@@ -113,6 +115,7 @@ struct SandboxCommand: AsyncParsableCommand {
     options.endpoint = Endpoint(address: ip, port: port)
     options.implicitTLSEndpoint = tlsPort.map { Endpoint(address: ip, port: $0) }
     options.passwords = [username: password]
+    if let token { options.accessTokens = [username: token] }
     options.directory = discard ? nil : directory
     options.keepsMessages = false
     options.loops = [try EventLoop.ofCommand()]

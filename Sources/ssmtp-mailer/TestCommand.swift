@@ -5,6 +5,8 @@ import CommandLineTools
 import Configuration
 import Delivery
 import Network
+import OAuth
+import Primitives
 
 struct TestCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
@@ -73,9 +75,13 @@ extension ProbeTarget {
   }
 
   private static func login(_ domain: DomainSettings) -> Login? {
-    guard let username = domain.username, let password = domain.password,
-      let mechanism = Credential.Mechanism(rawValue: domain.authMethod.rawValue)
+    guard let username = domain.username, let mechanism = Credential.Mechanism(rawValue: domain.authMethod.rawValue)
     else { return nil }
+    if let grant = domain.tokenGrant {
+      let tokens = TokenCache(grant, time: SystemTime())
+      return Login(mechanism: mechanism, username: username, secret: "", tokens: tokens)
+    }
+    guard let password = domain.password else { return nil }
     return Login(mechanism: mechanism, username: username, secret: password.reveal())
   }
 }

@@ -2,9 +2,12 @@
 
 import CommandLineTools
 import Delivery
+import Glibc
 import Network
+import OAuth
 import Primitives
 import Sandbox
+import TestSupport
 import Testing
 
 @Suite struct ProbeTests {
@@ -52,6 +55,37 @@ import Testing
     #expect(report.steps.last?.name == .auth)
     #expect(report.steps.last?.detail.hasPrefix("535 5.7.8") == true)
     #expect(report.steps.last?.advice?.contains("app password") == true)
+  }
+
+  @Test(arguments: [true, false]) func accessTokenIsAskedForAndItsLackSaysWhatToDo(isGranted: Bool) async throws {
+    let (gmail, server) = (try await Gmail(), try TokenServer())
+    let file = RefreshTokenFile("\(server.folder)/refresh-token")
+    try file.write(HiddenText("1//good"))
+    server.honour(isGranted ? ["1//good"] : [])
+    server.onIssue { gmail.upstream.accept(tokens: [Gmail.user: $0]) }
+    let client = OAuthClient(id: TokenServer.clientID, secret: HiddenText(TokenServer.clientSecret))
+    var grant = TokenGrant(
+      .refreshToken(RefreshTokenGrant(client: client, file: file.path, seen: nil)), tokenURL: server.url)
+    grant.caFile = server.caFile
+    var target = ProbeTarget(
+      domain: "dreamlikelabs.com", account: Gmail.user, host: "127.0.0.1", port: gmail.upstream.endpoint.port,
+      security: .startTLS,
+      login: .init(
+        mechanism: .xoauth2, username: Gmail.user, secret: "", tokens: TokenCache(grant, time: SystemTime())),
+      serverName: "localhost", heloName: "mailer.dreamlikelabs.com")
+    target.caFile = gmail.caFile
+    let report = await UpstreamProbe(target).run(on: Gmail.clientLoop)
+    #expect(report.ok == isGranted)
+    #expect(report.steps.last?.name == .auth)
+    if !isGranted {
+      #expect(report.status == .configuration)
+      #expect(report.steps.last?.detail.contains("invalid_grant") == true)
+      #expect(report.steps.last?.advice?.contains("oauth login") == true)
+    }
+    #expect(gmail.upstream.statistics.authentications == (isGranted ? 1 : 0))
+    await gmail.stop()
+    unlink(file.path)
+    await server.stop()
   }
 
   @Test func tooManyLoginsAreWorthWaitingFor() async throws {
