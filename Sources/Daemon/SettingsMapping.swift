@@ -59,7 +59,11 @@ extension DeliverySettings {
 extension UpstreamSettings {
   /// The upstreams that mail can leave through. A `[domain:]` that is this relay itself is never connected to.
   static func all(_ settings: Settings) -> [UpstreamSettings] {
-    settings.domains.values.filter { !$0.isLocal }.map { UpstreamSettings($0, settings.global) }
+    settings.domains.values.filter { !$0.isLocal }.map { domain in
+      var upstream = UpstreamSettings(domain, settings.global)
+      upstream.fallbacks = domain.fallbackAccounts.compactMap { settings.domains[$0]?.name }
+      return upstream
+    }
   }
 
   init(_ domain: DomainSettings, _ global: GlobalSettings) {
@@ -75,6 +79,7 @@ extension UpstreamSettings {
     readTimeout = global.readTimeout
     writeTimeout = global.writeTimeout
     isEnabled = domain.enabled
+    dailyLimit = domain.dailyLimit
     if global.enableRateLimiting {
       rate = RateLimit(
         perMinute: domain.rateLimitPerMinute ?? global.rateLimitPerMinute, burst: global.rateLimitBurst)
