@@ -22,7 +22,10 @@ struct CrossChecks {
 
   mutating func run(_ settings: inout Settings, _ findings: inout Findings) {
     checkDefaultDomain(&settings, &findings)
-    for (domain, reader) in domains { check(domain, reader, &findings) }
+    for (domain, reader) in domains {
+      check(domain, reader, &findings)
+      checkFallbacks(of: domain, reader, settings, &findings)
+    }
     for (user, reader) in users {
       if let domain = user.domain { checkExists(domain, "domain", reader, settings, &findings) }
     }
@@ -95,6 +98,53 @@ struct CrossChecks {
           + "service_account_file, or an access token as password_command or the like, in \(title)"
         : "auth_method \(domain.authMethod.rawValue) needs password, password_file, password_command or "
           + "password_credential in \(title)")
+  }
+
+  private func checkFallbacks(
+    of domain: DomainSettings, _ reader: SectionReader, _ settings: Settings, _ findings: inout Findings
+  ) {
+    let key = "fallback_account"
+    let place = reader.place(key)
+    let own = domain.name.lowercased()
+    if domain.isLocal, !domain.fallbackAccounts.isEmpty {
+      findings.error(place, "\(key) is for upstreams; \(reader.section.title) is this relay itself")
+      return
+    }
+    var seen: Set<String> = []
+    for name in domain.fallbackAccounts {
+      if name == own {
+        findings.error(place, "\(key) \(quoted(name)) is \(reader.section.title) itself; name another one")
+        continue
+      }
+      if !seen.insert(name).inserted { findings.error(place, "\(key) names \(quoted(name)) twice") }
+      guard let fallback = settings.domains[name] else {
+        let hint = suggestion(for: name, among: domains.map(\.settings.name).filter { $0 != own }, noun: "domains")
+        findings.error(place, "\(key) \(quoted(name)) has no section [domain:\(name)]\(hint)")
+        continue
+      }
+      if fallback.isLocal {
+        findings.error(place, "\(key) \(quoted(name)) is this relay itself; name an upstream")
+      } else if !fallback.enabled {
+        findings.warning(place, "[domain:\(fallback.name)] is disabled, so it carries nothing as a \(key)")
+      }
+    }
+    if let loop = fallbackLoop([own], settings) {
+      findings.error(
+        place,
+        "\(key) leads back to where it began: \(loop.map { "[domain:\($0)]" }.joined(separator: " → ")); "
+          + "one of them has to be the last")
+    }
+  }
+
+  /// A way along `fallback_account` from the first name of the trail back to it.
+  private func fallbackLoop(_ trail: [String], _ settings: Settings) -> [String]? {
+    guard let last = trail.last, let domain = settings.domains[last] else { return nil }
+    for name in domain.fallbackAccounts where name != last {
+      if name == trail.first { return trail + [name] }
+      if trail.contains(name) { continue }
+      if let loop = fallbackLoop(trail + [name], settings) { return loop }
+    }
+    return nil
   }
 
   // MARK: Mappings and users

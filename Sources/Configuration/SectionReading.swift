@@ -134,15 +134,22 @@ extension DomainSettings {
     maxConnections = reader.optionalCount("max_connections", in: 1...1000, &findings)
     messagesPerConnection = reader.count("messages_per_connection", default: 100, &findings)
     rateLimitPerMinute = reader.optionalCount("rate_limit_per_minute", &findings)
-    dailyLimit = reader.optionalCount("daily_limit", in: 1...100_000_000, &findings)
+    let limit = reader.count(
+      "daily_limit", default: Self.dailyLimits[host.lowercased()] ?? 0, in: 0...100_000_000, &findings)
+    dailyLimit = limit == 0 ? nil : limit
+    fallbackAccounts = reader.list(
+      "fallback_account", default: [], wanted: "names of [domain:] sections", show: \.self, &findings
+    ) { ValueReader.isHostname($0) ? $0.lowercased() : nil }
     envelopeSender = reader.choice("envelope_sender", default: .keep, &findings)
     fromHeader = reader.choice("from_header", default: .keep, &findings)
     let unbuilt = [
-      ("daily_limit", dailyLimit != nil), ("envelope_sender", envelopeSender != .keep),
-      ("from_header", fromHeader != .keep),
+      ("envelope_sender", envelopeSender != .keep), ("from_header", fromHeader != .keep),
     ]
     reader.warnUnbuilt(unbuilt, &findings)
   }
+
+  /// What these hosts are known to allow an account in 24 hours.
+  private static let dailyLimits = ["smtp.gmail.com": 2000, "smtp-relay.gmail.com": 10_000]
 
   /// TLS is what happens when nothing is said and a password is to be sent, or the port is the one of implicit TLS.
   private mutating func readSecurity(_ reader: inout SectionReader, port: UInt16?, _ findings: inout Findings) {

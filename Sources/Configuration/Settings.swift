@@ -98,8 +98,10 @@ public struct DomainSettings: Sendable {
   public var messagesPerConnection = 100
   /// nil: as `[global]` says.
   public var rateLimitPerMinute: Int?
-  /// Messages in 24 hours; nil does not limit.
+  /// Recipients in any 24 hours; nil does not limit.
   public var dailyLimit: Int?
+  /// The `[domain:]` sections, lowercased, that carry the mail while this account is on hold, in their order.
+  public var fallbackAccounts: [String] = []
   public var envelopeSender = EnvelopeSenderMode.keep
   public var fromHeader = FromHeaderMode.keep
   /// Whether this is this relay itself, which is never connected to.

@@ -37,7 +37,7 @@ public struct StatusReport: Codable, Sendable, Equatable {
     public var name: String
     public var account: String
     public var upstream: String
-    /// `ok`, `idle`, `on hold`, `no connection`, `disabled`.
+    /// `ok`, `idle`, `slowed`, `no new logins`, `on hold`, `daily limit`, `disabled`.
     public var state: String
     public var reason: String?
     public var advice: String?
@@ -57,6 +57,22 @@ public struct StatusReport: Codable, Sendable, Equatable {
     public var connectionsOpened: Int
     public var logins: Int
     public var lastError: String?
+    /// Whether nothing is sent, but for a canary.
+    public var isHeld: Bool
+    /// Messages delivered for other accounts.
+    public var carried: Int
+    /// Who carries the mail while the account is on hold, and for whom it does so itself.
+    public var carriedBy: String?
+    public var carriesFor: [String]
+    /// What the account has slowed itself down to, because the upstream found it too fast.
+    public var slowedToPerMinute: Int?
+    public var slowedToConnections: Int?
+    /// Recipients in 24 hours; nil without a limit.
+    public var dailyLimit: Int?
+    public var dailyUsed: Int?
+    public var dailyLeft: Int?
+    /// When the oldest of them stop counting.
+    public var dailyNextSlot: String?
   }
 
   public var version: String

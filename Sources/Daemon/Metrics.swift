@@ -64,7 +64,20 @@ extension StatusReport {
     }
     each("account_queued_messages", .gauge, "Messages that wait for the account.") { $0.queued }
     each("account_active_messages", .gauge, "Messages that are being delivered.") { $0.active }
-    each("account_held", .gauge, "Whether the account is on hold.") { $0.state == "on hold" ? 1 : 0 }
+    each("account_held", .gauge, "Whether the account is on hold.") { $0.isHeld ? 1 : 0 }
+    m.add(
+      "account_state", .gauge, "1 for the state that the account is in.",
+      accounts.map { ([("account", $0.name), ("state", $0.state)], 1) })
+    each("account_carried", .gauge, "Whether another account carries its mail.") { $0.carriedBy == nil ? 0 : 1 }
+    each("account_carried_messages_total", .counter, "Messages delivered for other accounts.") { $0.carried }
+    each("account_slowed_rate", .gauge, "Messages a minute to which the account has slowed down.") {
+      $0.slowedToPerMinute
+    }
+    each("account_slowed_connections", .gauge, "Connections to which the account has slowed down.") {
+      $0.slowedToConnections
+    }
+    each("account_daily_limit", .gauge, "Recipients that the account may have in 24 hours.") { $0.dailyLimit }
+    each("account_daily_used", .gauge, "Recipients of the last 24 hours.") { $0.dailyUsed }
     each("account_enabled", .gauge, "Whether the account is enabled.") { $0.state == "disabled" ? 0 : 1 }
     each("account_connections", .gauge, "Connections to the upstream.") { $0.connections }
     each("account_connections_max", .gauge, "Connections that are allowed.") { $0.maximumConnections }

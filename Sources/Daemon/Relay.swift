@@ -93,6 +93,7 @@ public final class Relay: Sendable {
     let delivery = Delivery(
       store: spool, resolver: Resolver(source: SystemNames(), time: time), loops: loops.reversed(), time: time,
       settings: DeliverySettings(settings), log: log,
+      ledgers: LedgerFiles(directory: settings.global.queueDir + "/ledger", disk: PosixDisk()),
       routeBounce: { sender in
         guard let mailbox = try? Mailbox(parsing: sender) else { return nil }
         return routes.withLock { $0 }.routeBounce(to: mailbox).map { ($0.address.description, $0.account) }
@@ -248,10 +249,8 @@ public final class Relay: Sendable {
   public func statusLine() async -> String {
     let accounts = await delivery.snapshots()
     let queued = spool.statistics.messages
-    let held = accounts.compactMap { account in
-      account.hold.map { "\(account.name) on hold: \($0.fault.rawValue), \($0.advice)" }
-    }
-    return (["\(queued) queued"] + (held.isEmpty ? ["all accounts ok"] : held)).joined(separator: "; ")
+    let troubles = accounts.compactMap(\.trouble)
+    return (["\(queued) queued"] + (troubles.isEmpty ? ["all accounts ok"] : troubles)).joined(separator: "; ")
   }
 
   public func report() async -> StatusReport {
@@ -286,20 +285,47 @@ extension Relay {
 
 extension StatusReport.Account {
   init(_ snapshot: AccountSnapshot) {
-    let state =
-      if !snapshot.isEnabled { "disabled" } else if snapshot.hold != nil { "on hold" } else if snapshot.connections == 0
-      {
-        "idle"
-      } else { "ok" }
     let counters = snapshot.counters
+    let hold = snapshot.hold ?? snapshot.loginHold
     self.init(
-      name: snapshot.name, account: snapshot.account, upstream: snapshot.upstream, state: state,
-      reason: snapshot.hold?.reason, advice: snapshot.hold?.advice,
-      heldSince: snapshot.hold.map { ISOTime.format($0.since) },
-      nextTry: snapshot.hold.map { ISOTime.format($0.nextTry) },
+      name: snapshot.name, account: snapshot.account, upstream: snapshot.upstream, state: snapshot.word,
+      reason: hold?.reason, advice: hold?.advice, heldSince: hold.map { ISOTime.format($0.since) },
+      nextTry: hold.map { ISOTime.format($0.nextTry) },
       queued: snapshot.queued, active: snapshot.active, connections: snapshot.connections,
       maximumConnections: snapshot.maximumConnections, ratePerMinute: snapshot.ratePerMinute, tokens: snapshot.tokens,
       delivered: counters.delivered, deferred: counters.deferred, failed: counters.failed, inDoubt: counters.inDoubt,
-      connectionsOpened: counters.connections, logins: counters.logins, lastError: snapshot.lastError)
+      connectionsOpened: counters.connections, logins: counters.logins, lastError: snapshot.lastError,
+      isHeld: snapshot.isEnabled && snapshot.hold != nil, carried: counters.carried, carriedBy: snapshot.carriedBy,
+      carriesFor: snapshot.carriesFor)
+    slowedToPerMinute = snapshot.slowed?.ratePerMinute
+    slowedToConnections = snapshot.slowed?.connections
+    guard let ledger = snapshot.ledger else { return }
+    dailyLimit = ledger.limit
+    dailyUsed = ledger.used
+    dailyLeft = ledger.left
+    dailyNextSlot = ledger.nextSlot.map(ISOTime.format)
+  }
+}
+
+extension AccountSnapshot {
+  /// The state in a word or two.
+  var word: String {
+    if !isEnabled { return "disabled" }
+    if let hold { return hold.fault == .dailyLimit ? "daily limit" : "on hold" }
+    if loginHold != nil { return "no new logins" }
+    if slowed != nil { return "slowed" }
+    return connections == 0 ? "idle" : "ok"
+  }
+
+  /// What is wrong and what to do, in a line; nil when nothing is.
+  var trouble: String? {
+    guard isEnabled else { return nil }
+    if let hold {
+      let carrier = carriedBy.map { ", carried by \($0)" } ?? ""
+      return
+        "\(name) on hold: \(hold.fault.rawValue), next try \(ISOTime.format(hold.nextTry))\(carrier), \(hold.advice)"
+    }
+    if let loginHold { return "\(name) opens no connection: \(loginHold.fault.rawValue), \(loginHold.advice)" }
+    return slowed.map { "\(name) slowed to \($0.ratePerMinute) a minute over \($0.connections) connections" }
   }
 }

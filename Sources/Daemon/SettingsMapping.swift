@@ -60,7 +60,11 @@ extension DeliverySettings {
 extension UpstreamSettings {
   /// The upstreams that mail can leave through. A `[domain:]` that is this relay itself is never connected to.
   static func all(_ settings: Settings, _ log: Logger) -> [UpstreamSettings] {
-    settings.domains.values.filter { !$0.isLocal }.map { UpstreamSettings($0, settings.global, log) }
+    settings.domains.values.filter { !$0.isLocal }.map { domain in
+      var upstream = UpstreamSettings(domain, settings.global, log)
+      upstream.fallbacks = domain.fallbackAccounts.compactMap { settings.domains[$0]?.name }
+      return upstream
+    }
   }
 
   init(_ domain: DomainSettings, _ global: GlobalSettings, _ log: Logger) {
@@ -76,6 +80,7 @@ extension UpstreamSettings {
     readTimeout = global.readTimeout
     writeTimeout = global.writeTimeout
     isEnabled = domain.enabled
+    dailyLimit = domain.dailyLimit
     if global.enableRateLimiting {
       rate = RateLimit(
         perMinute: domain.rateLimitPerMinute ?? global.rateLimitPerMinute, burst: global.rateLimitBurst)

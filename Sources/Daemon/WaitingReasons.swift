@@ -51,7 +51,8 @@ struct WaitingReasons {
     if let hold = account.hold {
       lines.append(
         "\(name): the account is on hold since \(ISOTime.format(hold.since)): \(hold.reason) → \(hold.advice)"
-          + " (next try \(ISOTime.format(hold.nextTry)))")
+          + " (next try \(ISOTime.format(hold.nextTry)))"
+          + (account.carriedBy.map { "; \($0) carries its mail meanwhile" } ?? ""))
     } else if lane.nextAttempt > now {
       lines.append("\(name): it is tried next at \(ISOTime.format(lane.nextAttempt))")
     } else if account.tokens == 0, let rate = account.ratePerMinute {

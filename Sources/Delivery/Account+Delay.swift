@@ -49,9 +49,7 @@ extension Account {
 
   /// Whether the account sends nothing. The operator knows and mends it; a warning would say nothing of the mail, would
   /// mostly wait behind the same hold, and come together with the mail it speaks of.
-  private var isOnHold: Bool {
-    hold != nil || (loginHold != nil && !connections.values.contains(where: \.isReady))
-  }
+  private var isOnHold: Bool { isHeldUp && carriedBy == nil }
 
   /// Tells the senders whose messages are late by now.
   func warnOfDelays() {

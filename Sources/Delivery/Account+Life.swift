@@ -11,6 +11,7 @@ extension Account {
     isStopping = true
     waker?.cancel()
     for number in connections.keys { retire(number) }
+    returnGuests()
     let alarm = Task {
       guard (try? await time.sleep(until: time.now + grace)) != nil else { return }
       abortAll()
@@ -23,10 +24,11 @@ extension Account {
       await withCheckedContinuation { whenStopped.append($0) }
     }
     alarm.cancel()
+    await closeLedger()
   }
 
   /// A connection that is only being opened keeps nobody waiting.
-  var isDone: Bool { active.isEmpty && !connections.values.contains(where: \.isReady) }
+  var isDone: Bool { active.isEmpty && carrying.isEmpty && !connections.values.contains(where: \.isReady) }
 
   func stopIfDone() {
     if isStopping, isDone { releaseStoppers() }
@@ -48,17 +50,30 @@ extension Account {
 
   func snapshot() -> AccountSnapshot {
     let now = time.now
-    let held = hold ?? (connections.values.contains(where: \.isReady) ? nil : loginHold)
-    return AccountSnapshot(
+    let isConnected = connections.values.contains(where: \.isReady)
+    ledgers.ledger?.advance(wall: time.wallClock, now: now)
+    var snapshot = AccountSnapshot(
       name: name, account: settings.account, upstream: "\(settings.host):\(settings.port)",
-      isEnabled: settings.isEnabled, queued: due.count, active: active.count, connections: connections.count,
-      maximumConnections: settings.maximumConnections, ratePerMinute: settings.rate?.perMinute,
-      tokens: bucket?.available(now: now),
-      hold: held.map {
-        .init(
-          fault: $0.fault, reason: $0.reason, since: $0.since,
-          nextTry: time.wallClock + max($0.until - now, .zero), advice: $0.fault.advice)
-      },
-      lastError: lastError, counters: counters)
+      isEnabled: settings.isEnabled, queued: due.count + lent.count, active: underWay,
+      connections: connections.count, maximumConnections: settings.maximumConnections,
+      ratePerMinute: settings.rate?.perMinute, tokens: bucket?.available(now: now),
+      hold: shown(hold ?? limitHold ?? (isConnected ? nil : loginHold)), lastError: lastError, counters: counters)
+    snapshot.loginHold = isConnected ? shown(loginHold) : nil
+    snapshot.slowed = pace.limits.map { .init(ratePerMinute: $0.perMinute, connections: $0.connections) }
+    if let ledger = ledgers.ledger {
+      snapshot.ledger = .init(
+        limit: ledger.limit, used: ledger.used, nextSlot: ledger.nextSlot().map { time.wallClock + $0 })
+    }
+    snapshot.carriedBy = isHeldUp ? carriedBy : nil
+    snapshot.carriesFor = Set(carrying.map(\.owner) + guests.map(\.owner.name)).sorted()
+    return snapshot
+  }
+
+  private func shown(_ hold: Hold?) -> AccountSnapshot.Hold? {
+    hold.map {
+      .init(
+        fault: $0.fault, reason: $0.reason, since: $0.since,
+        nextTry: time.wallClock + max($0.until - time.now, .zero), advice: $0.advice)
+    }
   }
 }

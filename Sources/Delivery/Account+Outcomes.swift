@@ -37,11 +37,18 @@ extension Account {
 
   /// A message that its connection never began.
   func unsent(_ job: Job) {
-    active.remove(job.id)
     bucket?.refund()
+    refund(job, sent: 0)
     // As a forced entry: the queue knows nothing of this try.
-    due.insert(Due(when: Due.forced, id: job.id))
-    wanted.remove(job.id)
+    let next = Due(when: Due.forced, id: job.id)
+    if let owner = job.owner {
+      carrying.remove(Loan(id: job.id, owner: owner.name))
+      Task(executorPreference: owner.seat.loop) { await owner.takeBack(job.id, next) }
+    } else {
+      active.remove(job.id)
+      due.insert(next)
+      wanted.remove(job.id)
+    }
     stopIfDone()
   }
 
@@ -66,15 +73,24 @@ extension Account {
       verdict.isSplit = !verdict.delivered.isEmpty
     }
     counters.delivered += verdict.delivered.count
+    if job.owner != nil, !verdict.delivered.isEmpty { counters.carried += 1 }
+    // In doubt they may have arrived, and count.
+    if !outcome.isInDoubt { refund(job, sent: verdict.delivered.count) }
     // Whoever judges a message lets the account send.
     if !verdict.delivered.isEmpty || !verdict.failed.isEmpty || verdict.counts { endHold() }
-    if let (fault, reply) = verdict.fault { holdAll(fault, "\(peer): \(reply)") }
+    if let (fault, reply) = verdict.fault {
+      holdAll(fault, "\(peer): \(reply)", hint: ReplyMeaning.hint(of: reply))
+    }
+    if let reply = verdict.complaint {
+      slowDown(reply, peer: peer)
+    } else if !verdict.delivered.isEmpty {
+      speedUp(time.now)
+    }
     verdict.receipts = receipts(job, verdict, passedOn: outcome.passedOnDSN)
     if verdict.delivered.count == job.envelope.recipients.count, verdict.receipts.isEmpty {
       // The common case, and the only one that needs no look at the message's state: all at once, all done.
       services.store.remove(job.id)
-      active.remove(job.id)
-      wanted.remove(job.id)
+      finish(job, nil)
       return
     }
     record(job, verdict)
@@ -84,6 +100,7 @@ extension Account {
     _ job: Job, _ index: Int, _ reply: Reply, _ stage: Stage, _ peer: String, _ verdict: inout Verdict
   ) {
     let fate = Verdict.Fate(index: index, reply: reply, peer: peer)
+    if ReplyMeaning.isAboutRate(reply) { verdict.complaint = reply }
     switch ReplyMeaning(of: reply, at: stage) {
     case .recipientFailed, .messageFailed:
       verdict.failed.append(fate)
@@ -119,8 +136,10 @@ extension Account {
     let recipient = job.envelope.recipients[index]
     let rewritten = recipient.original == recipient.address ? "" : ", orig_to=<\(recipient.original)>"
     let delay = (time.wallClock - job.envelope.arrival).rounded
+    let carrier = job.owner == nil ? "" : ", carried_by=\(name)"
+    let hint = ReplyMeaning.hint(of: reply).map { "; \($0)" } ?? ""
     services.log.info(
-      "\(job.id): to=<\(recipient.address)>\(rewritten), account=\(name), relay=\(peer), delay=\(delay), status=\(status) (\(reply))"
+      "\(job.id): to=<\(recipient.address)>\(rewritten), account=\(job.lane)\(carrier), relay=\(peer), delay=\(delay), status=\(status) (\(reply))\(hint)"
     )
   }
 }
@@ -157,6 +176,8 @@ struct Verdict {
   /// Some were delivered and the rest follows at once.
   var isSplit = false
   var fault: (AccountFault, Reply)?
+  /// A reply that finds the account too fast.
+  var complaint: Reply?
 
   init(peer: String) { self.peer = peer }
 

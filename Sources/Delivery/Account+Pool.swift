@@ -79,12 +79,15 @@ extension Account {
   var mailWaits: String { "\(due.count + active.count) messages wait" }
 
   /// The account cannot send: everything waits, and one canary goes when the time has come.
-  func holdAll(_ fault: AccountFault, _ reason: String) {
-    let wait = holdBackOff.fail(random: services.random())
-    hold = Hold(fault: fault, reason: reason, until: time.now + wait, since: hold?.since ?? time.wallClock)
+  func holdAll(_ fault: AccountFault, _ reason: String, hint: String? = nil) {
+    var wait = holdBackOff.fail(random: services.random())
+    if fault == .dailyLimit { wait = waitForWindow(wait) }
+    let held = Hold(
+      fault: fault, reason: reason, until: time.now + wait, since: hold?.since ?? time.wallClock, hint: hint)
+    hold = held
     lastError = reason
     services.log.error(
-      "account \(name): on hold (\(fault.rawValue)): \(reason); \(mailWaits), a canary goes in \(wait.rounded); \(fault.advice)"
+      "account \(name): on hold (\(fault.rawValue)): \(reason); \(mailWaits), a canary goes in \(wait.rounded); \(held.advice)"
     )
     wake(at: time.now + wait)
   }

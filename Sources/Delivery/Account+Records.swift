@@ -17,7 +17,7 @@ extension Account {
       counts && verdict.fault == nil && !verdict.isOurs
       && delivery.retrySchedule.patience(afterAttempts: attempts) >= delivery.queueLifetime
     if isExpired { giveUp(job, attempts, &verdict) }
-    var record = AttemptRecord(account: name, isInDoubt: verdict.isInDoubt)
+    var record = AttemptRecord(account: job.lane, isInDoubt: verdict.isInDoubt)
     if let last = verdict.later.last {
       counters.deferred += verdict.later.count
       record.lane = Lane(
@@ -41,7 +41,7 @@ extension Account {
       return
     }
     services.store.update(job.id) { [record] in record.apply(to: &$0) }
-    finishRecord(job, record.lane)
+    finish(job, record.lane)
   }
 
   /// The time of a message is over: who was put off once more has failed.
@@ -91,7 +91,7 @@ extension Account {
     writeFirst()
     if !failed.isEmpty { await tellFailure(job, failed, &record, tries: tries) }
     store.update(job.id) { [record] in record.apply(to: &$0) }
-    finishRecord(job, record.lane)
+    finish(job, record.lane)
     pump()
     stopIfDone()
   }
@@ -112,7 +112,8 @@ extension Account {
       record.lane = Lane(
         nextAttempt: now + .seconds(60), attempts: job.attempts, lastReply: failed.last.map { "\($0.reply)" } ?? "")
       record.events.append(
-        LifeEvent(time: now, kind: .deferred, account: name, text: "\(names): the notification cannot be queued now"))
+        LifeEvent(
+          time: now, kind: .deferred, account: job.lane, text: "\(names): the notification cannot be queued now"))
       return
     case .told(let report): record.events.append(notified(job, failed, "failure", report))
     case .impossible(let reason):
@@ -146,7 +147,7 @@ extension Account {
 
   private func notified(_ job: Job, _ fates: [Verdict.Fate], _ what: String, _ report: QueueID) -> LifeEvent {
     LifeEvent(
-      time: time.wallClock, kind: .notified, account: name,
+      time: time.wallClock, kind: .notified, account: job.lane,
       text: "<\(job.envelope.reversePath)> of the \(what) for \(names(job, fates)), by \(report)")
   }
 
@@ -156,19 +157,21 @@ extension Account {
   ) -> [LifeEvent] {
     let now = time.wallClock
     var events: [LifeEvent] = []
+    let carrier = job.owner == nil ? "" : "; carried by \(name) while \(job.lane) is on hold"
     func add(_ kind: LifeEvent.Kind, _ fates: [Verdict.Fate], _ rest: String = "") {
       var replies: [Reply] = []
       for fate in fates where !replies.contains(fate.reply) { replies.append(fate.reply) }
       for reply in replies {
         let names = names(job, fates.filter { $0.reply == reply })
         events.append(
-          LifeEvent(time: now, kind: kind, account: name, text: "\(names): \("\(reply)".prefix(300))\(rest)"))
+          LifeEvent(
+            time: now, kind: kind, account: job.lane, text: "\(names): \("\(reply)".prefix(300))\(rest)\(carrier)"))
       }
     }
     add(.delivered, verdict.delivered)
     if verdict.isInDoubt {
-      let text = "the connection to \(verdict.peer) broke behind the end of the message: it may have arrived"
-      events.append(LifeEvent(time: now, kind: .inDoubt, account: name, text: text))
+      let text = "the connection to \(verdict.peer) broke behind the end of the message: it may have arrived\(carrier)"
+      events.append(LifeEvent(time: now, kind: .inDoubt, account: job.lane, text: text))
     }
     add(.failed, verdict.failed)
     if let lane {
@@ -178,7 +181,13 @@ extension Account {
     return events
   }
 
-  private func finishRecord(_ job: Job, _ lane: Lane?) {
+  /// The attempt is written down: the message waits for the next one, or there is none.
+  func finish(_ job: Job, _ lane: Lane?) {
+    if let owner = job.owner, owner !== self {
+      carrying.remove(Loan(id: job.id, owner: owner.name))
+      Task(executorPreference: owner.seat.loop) { await owner.takeBack(job, after: lane) }
+      return
+    }
     active.remove(job.id)
     wanted.remove(job.id)
     guard let lane else { return }

@@ -57,6 +57,9 @@ actor Account {
   var watched: Set<QueueID> = []
   var isWarning = false
 
+  var ledgers = LedgerState()
+  var pace = Pace()
+  var meter = RateMeter()
   var bucket: TokenBucket?
   var connections: [Int: Member] = [:]
   var idle: [Int] = []
@@ -70,6 +73,21 @@ actor Account {
   var loginHold: Hold?
   var loginBackOff = BackOff(first: .seconds(1), limit: .seconds(300))
   var refusalBackOff = BackOff(first: .seconds(60), limit: .seconds(3600))
+  /// While set, the ledger is full: nothing is sent.
+  var limitHold: Hold?
+
+  /// Finds another account by its name.
+  let peers: @Sendable (String) -> Account?
+  /// Messages of ours that another account carries; they count as active.
+  var lent: [QueueID: Account] = [:]
+  var isLending = false
+  var lendsAgain = false
+  /// Who has carried the last one, while the account is on hold.
+  var carriedBy: String?
+  /// Messages of other accounts that wait here, how many places are kept for more, and those that are under way.
+  var guests: [Guest] = []
+  var placesKept = 0
+  var carrying: Set<Loan> = []
 
   var isStopping = false
   var whenStopped: [CheckedContinuation<Void, Never>] = []
@@ -96,10 +114,18 @@ actor Account {
     var reason: String
     var until: MonotonicInstant
     var since: Timestamp
+    /// What the reply says beyond the fault.
+    var hint: String?
+
+    var advice: String { hint.map { "\($0); \(fault.advice)" } ?? fault.advice }
   }
 
-  init(settings: UpstreamSettings, delivery: DeliverySettings, services: DeliveryServices, seat: Seat) {
+  init(
+    settings: UpstreamSettings, delivery: DeliverySettings, services: DeliveryServices, seat: Seat,
+    peers: @escaping @Sendable (String) -> Account? = { _ in nil }
+  ) {
     name = settings.name
+    self.peers = peers
     self.settings = settings
     self.delivery = delivery
     self.services = services
@@ -167,12 +193,14 @@ actor Account {
       due = Heap(all.map { Due(when: Due.forced, id: $0.id) })
       hold = nil
       loginHold = nil
+      limitHold = nil
     }
     pump()
   }
 
   /// A message that is on hold from now on is not sent from memory: what the queue says of it decides.
-  func forget(_ id: QueueID) {
+  func forget(_ id: QueueID) async {
+    if lent[id] != nil { _ = await reclaim(id) }
     drainInbox()
     _ = takeFresh(id)
     pump()
@@ -190,7 +218,8 @@ actor Account {
 
   /// Keeps back a message that is about to be removed, until ``endCancel(_:isRemoved:)``: other accounts have to be
   /// asked first. Returns false when it is being delivered now.
-  func cancel(_ id: QueueID) -> Bool {
+  func cancel(_ id: QueueID) async -> Bool {
+    if lent[id] != nil { _ = await reclaim(id) }
     if active.contains(id) { return false }
     cancelled[id] = []
     // It may have come this moment: then it must be found here when it is removed, and not afterwards.
@@ -217,21 +246,16 @@ actor Account {
     context = nil
     guard changed else { return }
     self.settings = settings
-    let now = time.now
-    if let rate = settings.rate {
-      if bucket != nil {
-        bucket?.change(perMinute: rate.perMinute, burst: rate.burst, now: now)
-      } else {
-        bucket = TokenBucket(perMinute: rate.perMinute, burst: rate.burst, now: now)
-      }
-    } else {
-      bucket = nil
-    }
+    applyRate(time.now)
+    // Without a limit nothing is counted; the file stays for the day on which there is one again.
+    if let limit = settings.dailyLimit { ledgers.ledger?.limit = limit } else { ledgers = LedgerState() }
+    limitHold = nil
     // A new password or server deserves a try at once; connections of the old settings finish what they have.
     hold = nil
     loginHold = nil
     for number in connections.keys { retire(number) }
     pump()
+    if !settings.isEnabled { returnGuests() }
   }
 
   // MARK: Dispatch
@@ -263,45 +287,77 @@ actor Account {
     dispatchDue()
   }
 
-  /// Hands out what is due while there is a connection, a token and no reason to wait.
+  /// Hands out what is due: here, or by others while the account is on hold.
   private func dispatchDue() {
-    guard !due.isEmpty else { return }
+    guard !due.isEmpty || !guests.isEmpty else { return endCarriage() }
     let now = time.now
-    if let hold, now < hold.until { return wake(at: hold.until) }
+    lookAtLimitAgain(now)
+    if let hold, now < hold.until {
+      wake(at: hold.until)
+    } else if let limitHold {
+      wake(at: limitHold.until)
+    } else {
+      dispatchHere(now)
+    }
+    if !guests.isEmpty, refusesGuests(now) { returnGuests() }
+    if isHeldUp { lendDue() } else { endCarriage() }
+  }
+
+  /// Hands out while there is a connection, a token and no reason to wait; guests in their turn.
+  private func dispatchHere(_ now: MonotonicInstant) {
     let wall = time.wallClock.microseconds
-    while let first = due.min {
-      if first.when > wall, first.when - wall <= longestWait {
+    while !due.isEmpty || !guests.isEmpty {
+      let guest = guests.first
+      var own = due.min
+      if let first = own, first.when > wall, first.when - wall <= longestWait {
         // The wall clock may be set meanwhile: look again within a minute.
-        return wake(at: now + min(.microseconds(first.when - wall), .seconds(60)))
+        if guest == nil { return wake(at: now + min(.microseconds(first.when - wall), .seconds(60))) }
+        own = nil
       }
       // Behind a hold one message goes alone, to see whether it is over.
-      if hold != nil, !active.isEmpty { return }
-      if cancelled[first.id] != nil {
-        cancelled[first.id]?.append(first)
+      if hold != nil, underWay > 0 { return }
+      if let own, passesOver(own) { continue }
+      // Neither waits for the other for longer than its age says.
+      if let guest, own.map({ guest.entry < $0 }) ?? true {
+        guard let number = place(for: guest.job.recipients.count, now) else { return }
+        guests.removeFirst()
+        dispatch(guest, over: number)
+      } else if let own {
+        guard let number = place(for: fresh[own.id]?.recipients.count ?? 1, now) else { return }
         due.removeMin()
-        continue
+        dispatch(own, over: number)
       }
-      if active.contains(first.id) {
-        due.removeMin()
-        continue
-      }
-      // The token comes first: an account that may not send needs no further connection.
-      if let again = bucket?.reserve(now: now) {
-        counters.throttled += 1
-        return wake(at: again)
-      }
-      var free = idleConnection()
-      if free == nil {
-        open(now)
-        free = overlappingConnection()
-      }
-      guard let number = free else {
-        bucket?.refund()
-        return
-      }
-      due.removeMin()
-      dispatch(first, over: number)
     }
+  }
+
+  /// Drops an entry whose message is being deleted or is under way.
+  private func passesOver(_ entry: Due) -> Bool {
+    if cancelled[entry.id] != nil {
+      cancelled[entry.id]?.append(entry)
+    } else if !active.contains(entry.id) {
+      return false
+    }
+    due.removeMin()
+    return true
+  }
+
+  /// A connection with the right to send so many recipients over it; nil when something is missing, and then the account
+  /// looks again by itself.
+  private func place(for recipients: Int, _ now: MonotonicInstant) -> Int? {
+    guard ledgerAdmits(recipients, now) else { return nil }
+    // The token comes first: an account that may not send needs no further connection.
+    if let again = bucket?.reserve(now: now) {
+      counters.throttled += 1
+      wake(at: again)
+      return nil
+    }
+    var free = idleConnection()
+    if free == nil {
+      open(now)
+      free = overlappingConnection()
+    }
+    if free == nil { bucket?.refund() }
+    return free
   }
 
   /// A connection with nothing to do, the one used last first.
@@ -326,21 +382,53 @@ actor Account {
     return max(longest, .seconds(3600)).microseconds / 4 * 5
   }
 
-  var connectionLimit: Int { hold == nil ? settings.maximumConnections : 1 }
+  var connectionLimit: Int {
+    hold == nil ? min(settings.maximumConnections, pace.limits?.connections ?? .max) : 1
+  }
 
-  func dispatch(_ entry: Due, over number: Int) {
+  /// Messages that our connections have, or are about to get.
+  var underWay: Int { active.count - lent.count + carrying.count }
+
+  private func occupy(_ number: Int) {
     guard var member = connections[number] else { return }
     member.inFlight += 1
     member.taken += 1
     if member.taken >= settings.messagesPerConnection { member.isRetiring = true }
     connections[number] = member
     if idle.last == number { idle.removeLast() }
+  }
+
+  /// Hands a job to a connection. Returns false when the ledger does not let it go.
+  private func send(_ job: Job, over number: Int) -> Bool {
+    var job = job
+    guard enter(&job, time.now) else { return false }
+    meter.count(time.now)
+    connections[number]?.connection.hand(job)
+    return true
+  }
+
+  func dispatch(_ guest: Guest, over number: Int) {
+    occupy(number)
+    carrying.insert(guest.loan)
+    var job = guest.job
+    job.owner = guest.owner
+    if send(job, over: number) { return }
+    carrying.remove(guest.loan)
+    bucket?.refund()
+    release(number)
+    guests.insert(guest, at: 0)
+  }
+
+  func dispatch(_ entry: Due, over number: Int) {
+    occupy(number)
     active.insert(entry.id)
     if let message = takeFresh(entry.id) {
       let job = Job(
         id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
-        content: message.content)
-      member.connection.hand(job)
+        content: message.content, lane: name)
+      if send(job, over: number) { return }
+      abandon(entry.id, on: number)
+      due.insert(entry)
     } else {
       Task(executorPreference: seat.loop) { await self.load(entry, over: number) }
     }
@@ -367,7 +455,10 @@ actor Account {
       return pump()
     }
     // No suspension since the look at the connection: it could be gone by then.
-    member.connection.hand(job)
+    if send(job, over: number) { return }
+    abandon(entry.id, on: number)
+    due.insert(entry)
+    pump()
   }
 
   /// Nobody is to get a message that is not what was accepted: it stays, and the operator decides.
@@ -394,7 +485,7 @@ actor Account {
     if open.isEmpty { return nil }
     return Job(
       id: message.id, envelope: message.envelope, recipients: open, attempts: lane?.attempts ?? 0,
-      content: message.content, firstAttempt: state.firstAttempt, isDelayReported: state.isDelayReported)
+      content: message.content, lane: name, firstAttempt: state.firstAttempt, isDelayReported: state.isDelayReported)
   }
 
   /// Gives back the place and the token of a message that is not sent after all.

@@ -16,6 +16,8 @@ public struct AccountCounters: Sendable, Hashable {
   public var resumed = 0
   /// Times a message that was due waited for the rate limit.
   public var throttled = 0
+  /// Messages delivered for accounts that were on hold.
+  public var carried = 0
 }
 
 /// An account at one moment.
@@ -26,6 +28,20 @@ public struct AccountSnapshot: Sendable {
     public var since: Timestamp
     public var nextTry: Timestamp
     public var advice: String
+  }
+
+  public struct Slowed: Sendable {
+    public var ratePerMinute: Int
+    public var connections: Int
+  }
+
+  /// Recipients within 24 hours.
+  public struct Ledger: Sendable {
+    public var limit: Int
+    public var used: Int
+    /// When the oldest stop counting; nil when none count.
+    public var nextSlot: Timestamp?
+    public var left: Int { max(limit - used, 0) }
   }
 
   /// The name of the `[domain:]`.
@@ -44,6 +60,16 @@ public struct AccountSnapshot: Sendable {
   public var tokens: Int?
   /// Why nothing is sent; nil when the account sends.
   public var hold: Hold?
+  /// Why no connection is opened while those that live go on.
+  public var loginHold: Hold?
+  /// What the account has slowed itself down to; nil when it goes as configured.
+  public var slowed: Slowed?
+  /// nil without a daily limit, and before the first message.
+  public var ledger: Ledger?
+  /// Who carries its mail while it is on hold.
+  public var carriedBy: String?
+  /// Whose mail it has at this moment.
+  public var carriesFor: [String] = []
   public var lastError: String?
   public var counters: AccountCounters
 }

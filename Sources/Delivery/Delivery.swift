@@ -15,6 +15,8 @@ struct DeliveryServices: Sendable {
   /// In 0...1.
   let random: @Sendable () -> Double
   let bouncer: Bouncer
+  /// nil keeps ledgers in memory.
+  let ledgers: (any LedgerStore)?
   /// Messages whose senders are being told of a delay at this moment: each is told once, whichever account is first.
   let warned = WarnedMessages()
 }
@@ -33,21 +35,23 @@ public final class Delivery: Sendable {
 
   /// - Parameters:
   ///   - loops: each account lives on one of them.
+  ///   - ledgers: where the recipients of the last 24 hours are counted; nil forgets them with the process.
   ///   - routeBounce: where a notification to this address goes: the address it has upstream, and the `[domain:]`
   ///     that carries it; nil when it cannot be sent.
   public convenience init(
     store: any QueueStore, resolver: Resolver, loops: [EventLoop], time: any Timekeeper, settings: DeliverySettings,
     log: Logger, random: @escaping @Sendable () -> Double = { Double.random(in: 0...1) },
+    ledgers: (any LedgerStore)? = nil,
     routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
   ) {
     self.init(
       store: store, resolver: resolver, seats: loops.map { Seat($0, time: time) }, time: time, settings: settings,
-      log: log, random: random, routeBounce: routeBounce)
+      log: log, random: random, ledgers: ledgers, routeBounce: routeBounce)
   }
 
   init(
     store: any QueueStore, resolver: Resolver, seats: [Seat], time: any Timekeeper, settings: DeliverySettings,
-    log: Logger, random: @escaping @Sendable () -> Double,
+    log: Logger, random: @escaping @Sendable () -> Double, ledgers: (any LedgerStore)? = nil,
     routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
   ) {
     self.seats = seats
@@ -58,7 +62,8 @@ public final class Delivery: Sendable {
       limiter: NotificationLimiter(now: time.now), route: routeBounce,
       submit: { id, envelope, content in submit.withLock { $0 }?(id, envelope, content) })
     services = DeliveryServices(
-      store: store, resolver: resolver, time: time, log: log, random: random, bouncer: bouncer)
+      store: store, resolver: resolver, time: time, log: log, random: random, bouncer: bouncer,
+      ledgers: ledgers)
     submit.withLock { slot in slot = { [weak self] in self?.submit($0, $1, $2) } }
   }
 
@@ -83,7 +88,9 @@ public final class Delivery: Sendable {
 
   private func add(_ upstream: UpstreamSettings, to state: inout State) -> Account {
     let seat = seats[state.accounts.count % seats.count]
-    let account = Account(settings: upstream, delivery: state.settings, services: services, seat: seat)
+    let account = Account(settings: upstream, delivery: state.settings, services: services, seat: seat) {
+      [weak self] name in self?.state.withLock { $0.accounts[name] }
+    }
     state.accounts[upstream.name] = account
     return account
   }

@@ -18,9 +18,15 @@ struct Job: Sendable {
   let firstAttempt: Timestamp?
   /// Whether the sender knows that it is late.
   let isDelayReported: Bool
+  /// The account whose recipients these are.
+  let lane: String
+  /// That account, when another one carries the message.
+  var owner: Account?
+  /// What the carrier's ledger has entered for it.
+  var reservation: LedgerReservation?
 
   init(
-    id: QueueID, envelope: Envelope, recipients: [Int], attempts: Int, content: Content,
+    id: QueueID, envelope: Envelope, recipients: [Int], attempts: Int, content: Content, lane: String,
     firstAttempt: Timestamp? = nil, isDelayReported: Bool = false
   ) {
     self.id = id
@@ -28,6 +34,7 @@ struct Job: Sendable {
     self.recipients = recipients
     self.attempts = attempts
     self.content = content
+    self.lane = lane
     size = content.count
     self.firstAttempt = firstAttempt
     self.isDelayReported = isDelayReported

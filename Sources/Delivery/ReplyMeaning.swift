@@ -82,20 +82,48 @@ extension Stage {
 }
 
 extension ReplyMeaning {
-  /// Judges a 4xx or 5xx reply by its codes, and by its words where Gmail uses one code for several things.
+  /// Judges a 4xx or 5xx reply by its codes, and by its words where Gmail uses one code for several things or where an
+  /// upstream gives no enhanced code.
   public init(of reply: Reply, at stage: Stage) {
     let status = reply.enhanced?.description ?? ""
-    let text = reply.lines.joined(separator: " ").lowercased()
+    let text = reply.words
     switch stage {
-    case .greeting, .hello, .startTLS:
-      self = reply.code == 421 || reply.isTransient ? .connectionLost : .accountHeld(.loginRefused)
-    case .authentication: self = Self.atAuthentication(reply, status)
+    case .greeting, .hello, .startTLS: self = Self.beforeLogin(reply, status, text)
+    case .authentication: self = Self.atAuthentication(reply)
     case .mail, .recipient, .data, .content:
       self = Self.ofAccount(reply, status, text) ?? Self.ofMail(reply, status, text, stage)
     }
   }
 
-  private static func atAuthentication(_ reply: Reply, _ status: String) -> Self {
+  /// Whether a reply says that the account sends too much at a time, whatever else it means.
+  public static func isAboutRate(_ reply: Reply) -> Bool {
+    let status = reply.enhanced?.description ?? ""
+    let text = reply.words
+    switch (reply.code, status) {
+    case (421, "4.7.0"), (421, "4.7.28"): return true
+    case (421, ""): return text.contains("try again later") || text.contains("unusual rate")
+    case (450, "4.2.1"), (450, ""): return text.contains("peak smtp relay")
+    default: return false
+    }
+  }
+
+  /// What a reply tells the operator beyond its meaning; nil when that is all.
+  ///
+  /// Gmail signs with `gsmtp`, and with `gcdp` when it was not Gmail but a rule of the domain's own administrator.
+  public static func hint(of reply: Reply) -> String? {
+    guard reply.words.split(separator: " ").contains("gcdp") else { return nil }
+    return
+      "a rule of the domain's own administrator did this (gcdp): see Apps, Google Workspace, Gmail, Compliance and "
+      + "Routing in the Google Admin console"
+  }
+
+  private static func beforeLogin(_ reply: Reply, _ status: String, _ text: String) -> Self {
+    if text.contains("login attempts") { return .accountHeld(.tooManyLogins) }
+    if reply.code == 421 || reply.isTransient { return .connectionLost }
+    return ofAccount(reply, status, text) ?? .accountHeld(.loginRefused)
+  }
+
+  private static func atAuthentication(_ reply: Reply) -> Self {
     switch reply.code {
     case 421: .connectionLost
     case 454: .accountHeld(.tooManyLogins)
@@ -107,31 +135,52 @@ extension ReplyMeaning {
   /// The replies in a transaction that are about the account.
   private static func ofAccount(_ reply: Reply, _ status: String, _ text: String) -> Self? {
     switch (reply.code, status) {
-    case (550, "5.4.5"): .accountHeld(.dailyLimit)
-    case (550, "5.7.1") where text.contains("daily smtp relay"): .accountHeld(.dailyLimit)
-    case (550, "5.7.0") where text.contains("relay denied"): .accountHeld(.relayDenied)
-    case (550, "5.7.1") where text.contains("credentials for relay"): .accountHeld(.relayDenied)
-    case (450, "4.2.1") where text.contains("peak smtp relay"): .accountHeld(.slowDown)
-    case (421, "4.7.28"): .accountHeld(.slowDown)
-    case (454, _): .accountHeld(.tooManyLogins)
-    case (535, _): .accountHeld(.badCredentials)
-    case (534, _), (530, _): .accountHeld(.loginRefused)
-    default: nil
+    case (550, "5.4.5"): return .accountHeld(.dailyLimit)
+    case (550, "5.7.1"), (550, "5.7.0"), (550, ""):
+      let isLimit = text.contains("limit") || text.contains("quota")
+      if text.contains("daily"), isLimit, text.contains("sending") || text.contains("smtp relay") {
+        return .accountHeld(.dailyLimit)
+      }
+      if text.contains("mail relay denied") || text.contains("credentials for relay") {
+        return .accountHeld(.relayDenied)
+      }
+      return nil
+    case (450, "4.2.1") where text.contains("peak smtp relay"), (450, "") where text.contains("peak smtp relay"):
+      return .accountHeld(.slowDown)
+    case (421, "4.7.28"): return .accountHeld(.slowDown)
+    case (421, "") where text.contains("unusual rate"): return .accountHeld(.slowDown)
+    case (454, _): return .accountHeld(.tooManyLogins)
+    case (535, _): return .accountHeld(.badCredentials)
+    case (534, _), (530, _): return .accountHeld(.loginRefused)
+    default: return nil
     }
   }
 
   private static func ofMail(_ reply: Reply, _ status: String, _ text: String, _ stage: Stage) -> Self {
+    let isBare = status.isEmpty
     switch (reply.code, status) {
     case (421, _): return .connectionLost
-    case (500...504, _) where status.isEmpty || status.hasPrefix("5.5."): return .ourFault
-    case (554, "5.7.0") where text.contains("unauthenticated"): return .ourFault
+    case (500...504, _) where isBare || status.hasPrefix("5.5."), (555, _) where isBare || status.hasPrefix("5.5."):
+      return .ourFault
+    case (504, "5.7.4"): return .ourFault
+    case (554, _) where (isBare || status == "5.7.0") && text.contains("unauthenticated commands"): return .ourFault
     // Too many recipients; 552 is what old servers say (RFC 5321 4.5.3.1.10).
     case (452, "4.5.3") where stage == .recipient, (552, "5.5.3") where stage == .recipient: return .nextTransaction
-    case (451, "4.3.0") where stage == .recipient && text.contains("multiple destination domains"):
+    case (452, "") where stage == .recipient && text.contains("too many recipients"),
+      (552, "") where stage == .recipient && text.contains("too many recipients"):
       return .nextTransaction
+    case (451, _) where (isBare || status == "4.3.0") && text.contains("multiple destination domains"):
+      return stage == .recipient ? .nextTransaction : .messageLater
     default: break
     }
     if stage == .recipient { return reply.isPermanent ? .recipientFailed : .recipientLater }
     return reply.isPermanent ? .messageFailed : .messageLater
+  }
+}
+
+extension Reply {
+  /// The text of all lines in lower case, with one blank between words: servers break their sentences anywhere.
+  fileprivate var words: String {
+    lines.joined(separator: " ").lowercased().split(whereSeparator: \.isWhitespace).joined(separator: " ")
   }
 }

@@ -78,6 +78,10 @@ public struct UpstreamSettings: Sendable, Equatable {
   public var writeTimeout = Duration.seconds(60)
   /// nil does not limit.
   public var rate: RateLimit?
+  /// Recipients in any 24 hours; nil does not limit.
+  public var dailyLimit: Int?
+  /// Who carries the mail while this account is on hold: names of `[domain:]`, the first that can comes first.
+  public var fallbacks: [String] = []
   /// What we say in EHLO.
   public var heloName: String
   /// A disabled account keeps its mail.

@@ -55,6 +55,7 @@ struct StatusCommand: AsyncParsableCommand {
     for account in report.accounts {
       var rate = account.ratePerMinute.map { "\($0)/min" } ?? "no limit"
       if let tokens = account.tokens { rate += ", \(tokens) at once" }
+      if let slowed = account.slowedToPerMinute { rate = "\(slowed)/min (slowed, \(rate))" }
       table.append([
         account.name, account.state, "\(account.queued)", "\(account.active)",
         "\(account.connections)/\(account.maximumConnections)", rate, "\(account.delivered)", "\(account.deferred)",
@@ -85,6 +86,19 @@ struct StatusCommand: AsyncParsableCommand {
     } else if let error = account.lastError {
       lines.append("")
       lines.append("\(account.name): last error: \(TerminalText.clean(error))")
+    }
+    if let carrier = account.carriedBy { lines.append("  carried by \(carrier) while it is on hold") }
+    if !account.carriesFor.isEmpty {
+      lines.append("\(account.name): carries mail of \(account.carriesFor.joined(separator: ", "))")
+    }
+    if let rate = account.slowedToPerMinute, let connections = account.slowedToConnections {
+      lines.append(
+        "\(account.name): the upstream found it too fast: \(rate) messages a minute over "
+          + "\(Quantity.count(connections, "connection")) at most; both grow again by themselves")
+    }
+    if let limit = account.dailyLimit, let used = account.dailyUsed, let left = account.dailyLeft {
+      let next = account.dailyNextSlot.map { ", next slot \($0)" } ?? ""
+      lines.append("\(account.name): \(used) of \(limit) recipients in 24 hours, \(left) left\(next)")
     }
     return lines
   }

@@ -166,9 +166,71 @@ import Testing
       try load(files).warnings.map(\.description) == [
         "/c/m.conf:3: listen_submission has no effect in this version",
         "/c/m.conf:6: client_rate_limit_per_minute has no effect in this version",
-        "/c/domains/d.conf:7: daily_limit has no effect in this version",
         "/c/domains/d.conf:8: envelope_sender has no effect in this version",
         "/c/users/u.conf:2: password_hash has no effect in this version",
       ])
+  }
+
+  @Test(
+    arguments: [
+      ("smtp.gmail.com", "", 2000), ("SMTP-relay.gmail.com", "", 10_000), ("smtp.example.com", "", nil),
+      ("smtp.gmail.com", "daily_limit = 0", nil), ("smtp.example.com", "daily_limit = 300", 300),
+    ] as [(String, String, Int?)])
+  func dailyLimitComesFromTheHostUnlessItIsSet(host: String, line: String, limit: Int?) throws {
+    let section = "[domain:example.com]\nsmtp_server = \(host)\n\(line)\n"
+    #expect(try load(configuration(domain: section)).settings.domains["example.com"]?.dailyLimit == limit)
+  }
+
+  @Test func fallbackAccountsKeepTheirOrder() throws {
+    let files = configuration(domain: chain("a.test: C.test, b.test", "b.test:", "C.test: b.test"))
+    let settings = try load(files).settings
+    #expect(settings.domains["a.test"]?.fallbackAccounts == ["c.test", "b.test"])
+    #expect(settings.domains["c.test"]?.fallbackAccounts == ["b.test"])
+  }
+
+  @Test(
+    arguments: [
+      (["a.test: a.test", "b.test:"], [3: "fallback_account \"a.test\" is [domain:a.test] itself; name another one"]),
+      (["a.test: b.tset", "b.test:"], [3: "fallback_account \"b.tset\" has no section [domain:b.tset]"]),
+      (["a.test: b.test, b.test", "b.test:"], [3: "fallback_account names \"b.test\" twice"]),
+      (
+        ["a.test: b.test", "b.test: c.test", "c.test: a.test", "d.test: a.test"],
+        [
+          3: "[domain:a.test] → [domain:b.test] → [domain:c.test] → [domain:a.test]; one of them has to be the last",
+          6: "[domain:b.test] → [domain:c.test] → [domain:a.test] → [domain:b.test]", 9: "leads back to where it began",
+        ]
+      ),
+    ] as [([String], [Int: String])])
+  func fallbackThatLeadsNowhereIsAnError(sections: [String], expected: [Int: String]) {
+    let found = errors(configuration(domain: chain(sections)))
+    #expect(found.count == expected.count, "\(found)")
+    for (line, text) in expected {
+      #expect(found.contains { $0.hasPrefix("/c/domains/d.conf:\(line): ") && $0.contains(text) }, "\(found)")
+    }
+  }
+
+  @Test func fallbackThatIsThisRelayOrDisabledIsPointedOut() throws {
+    let local = "[domain:relay.example]\nsmtp_server = localhost\n"
+    #expect(
+      errors(configuration(domain: chain("a.test: relay.example") + local)) == [
+        "/c/domains/d.conf:3: fallback_account \"relay.example\" is this relay itself; name an upstream"
+      ])
+    let files = configuration(domain: chain("a.test: b.test", "b.test:") + "enabled = false\n")
+    #expect(
+      try load(files).warnings.map(\.description) == [
+        "/c/domains/d.conf:3: [domain:b.test] is disabled, so it carries nothing as a fallback_account"
+      ])
+  }
+
+  private func chain(_ sections: String...) -> String { chain(sections) }
+
+  /// `name: fallback, fallback` as sections of three lines.
+  private func chain(_ sections: [String]) -> String {
+    sections.map { section in
+      let parts = section.split(separator: ":", maxSplits: 1)
+      let list = parts.count > 1 ? parts[1].trimmingPrefix(" ") : ""
+      let line = list.isEmpty ? "smtp_port = 25" : "fallback_account = \(list)"
+      return "[domain:\(parts[0])]\nsmtp_server = smtp.\(parts[0])\n\(line)\n"
+    }.joined()
   }
 }

@@ -263,9 +263,13 @@ struct FixedNames: AddressSource {
     let bench = try await Bench([.disconnectAfterDot(times: 1)])
     let id = try await bench.submit()
     #expect(await bench.lines.line(containing: "in doubt").contains(id.description))
-    bench.time.advance(by: .seconds(61))
-    bench.time.advance(by: .seconds(61))
-    let messages = await bench.upstream.messages(atLeast: 2)
+    // The log line comes before the record.
+    await bench.settled(id, attempts: 1)
+    while bench.upstream.messages.count < 2, !Task.isCancelled {
+      bench.time.advance(by: .seconds(61))
+      await Task.yield()
+    }
+    let messages = bench.upstream.messages
     #expect(messages[0].content == messages[1].content, "the same Message-ID, the same bytes")
     #expect(await bench.account().counters.inDoubt == 1)
     await bench.end()

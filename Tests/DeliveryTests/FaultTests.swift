@@ -57,7 +57,7 @@ import Testing
   }
 
   @Test func upstreamThatThrowsUsOutIsAskedEverMoreSeldom() async throws {
-    let bench = try await Bench([.answer(.mail, "421 4.7.0 Try again later. gsmtp")])
+    let bench = try await Bench([.answer(.mail, "421 4.3.0 Temporary System Problem. gsmtp")])
     try await bench.submit()
     for wait in [1, 2, 4, 8, 16] {
       while bench.time.nextDeadline == nil { await Task.yield() }
@@ -72,7 +72,7 @@ import Testing
 
   @Test func nothingIsHandedToAConnectionThatHasSaidGoodbye() async throws {
     // Without CHUNKING no message flies behind another, however slow the machine is at the moment.
-    let bench = try await Bench([.noChunking, .answer(.mail, "421 4.7.0 Try again later. gsmtp", times: 1)]) {
+    let bench = try await Bench([.noChunking, .answer(.mail, "421 4.3.0 Temporary System Problem. gsmtp", times: 1)]) {
       $0.maximumConnections = 1
       $0.isEnabled = false
     }

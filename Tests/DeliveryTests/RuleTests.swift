@@ -70,39 +70,3 @@ extension RetryScheduleTests {
     #expect(schedule.patience(afterAttempts: attempt - 1) < .seconds(lifetime))
   }
 }
-
-@Suite struct ReplyMeaningTests {
-  static let table: [(Int, String?, String, Stage, ReplyMeaning)] = [
-    (421, "4.3.0", "Temporary System Problem", .mail, .connectionLost),
-    (421, "4.7.0", "Try again later", .recipient, .connectionLost),
-    (421, "4.7.28", "unusual rate of unsolicited mail", .content, .accountHeld(.slowDown)),
-    (450, "4.2.1", "The user is receiving mail too quickly", .recipient, .recipientLater),
-    (450, "4.2.1", "Peak SMTP relay limit exceeded for customer", .mail, .accountHeld(.slowDown)),
-    (452, "4.2.2", "The email account is over quota", .recipient, .recipientLater),
-    (454, "4.7.0", "Too many login attempts", .authentication, .accountHeld(.tooManyLogins)),
-    (534, "5.7.9", "Application-specific password required", .authentication, .accountHeld(.loginRefused)),
-    (535, "5.7.8", "Username and Password not accepted", .authentication, .accountHeld(.badCredentials)),
-    (530, "5.7.0", "Authentication Required", .mail, .accountHeld(.loginRefused)),
-    (550, "5.4.5", "Daily user sending limit exceeded", .mail, .accountHeld(.dailyLimit)),
-    (550, "5.7.1", "Daily SMTP relay limit exceeded for customer", .mail, .accountHeld(.dailyLimit)),
-    (550, "5.7.0", "Mail relay denied", .mail, .accountHeld(.relayDenied)),
-    (550, "5.7.1", "Invalid credentials for relay", .mail, .accountHeld(.relayDenied)),
-    (550, "5.1.1", "The email account does not exist", .recipient, .recipientFailed),
-    (550, "5.2.1", "The email account is disabled", .recipient, .recipientFailed),
-    (550, "5.7.1", "Our system has detected that this message is likely unsolicited mail", .content, .messageFailed),
-    (552, "5.7.0", "blocked content", .content, .messageFailed),
-    (552, "5.3.4", "message exceeds the size limit", .mail, .messageFailed),
-    (554, "5.6.0", "Mail message is malformed", .content, .messageFailed),
-    (550, "5.7.26", "unauthenticated email is not accepted", .content, .messageFailed),
-    (501, "5.5.2", "Syntax error", .mail, .ourFault),
-    (503, "5.5.1", "Bad sequence of commands", .data, .ourFault),
-    (504, "5.7.4", "Unrecognized Authentication Type", .authentication, .accountHeld(.loginRefused)),
-    (451, nil, "try later", .content, .messageLater),
-    (550, nil, "no", .recipient, .recipientFailed),
-  ]
-
-  @Test(arguments: table)
-  func replyHasItsScope(code: Int, status: String?, text: String, stage: Stage, meaning: ReplyMeaning) {
-    #expect(ReplyMeaning(of: Reply(code, status, text), at: stage) == meaning)
-  }
-}

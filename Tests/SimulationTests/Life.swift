@@ -164,6 +164,7 @@ final class Life: @unchecked Sendable {
         heloName: "relay.test")
       upstream.maximumConnections = 2
       upstream.messagesPerConnection = 5
+      if name == Self.accounts[0] { upstream.fallbacks = [Self.accounts[1]] }
       return upstream
     }
     await delivery.configure(upstreams, Self.settings)
