@@ -129,6 +129,12 @@ extension Account {
     stopIfDone()
   }
 
+  /// The carrier cannot go on: it is on hold itself.
+  func takeReturned(_ guest: Guest) {
+    carriedBy = nil
+    takeBack(guest.job.id, guest.entry)
+  }
+
   /// As ``takeBack(_:_:)``, after an attempt.
   func takeBack(_ job: Job, after lane: Lane?) {
     lent[job.id] = nil
@@ -193,7 +199,7 @@ extension Account {
     let all = guests
     guests = []
     for guest in all {
-      Task(executorPreference: guest.owner.seat.loop) { await guest.owner.takeBack(guest.job.id, guest.entry) }
+      Task(executorPreference: guest.owner.seat.loop) { await guest.owner.takeReturned(guest) }
     }
   }
 
