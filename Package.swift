@@ -42,7 +42,7 @@ let package = Package(
     room("SMTP", ["Primitives"]),
     room("Message", ["Primitives", "SMTP"]),
     room("Configuration", ["Primitives", "SMTP"]),
-    room("Routing", ["Primitives", "SMTP", "Configuration"]),
+    room("Routing", ["Primitives", "SMTP", "Configuration", "COpenSSL"]),
     room("Network", ["Primitives", "COpenSSL", "CLinux", collections]),
     room("Spool", ["Primitives", "CChecksum", "CLinux", collections]),
     room("Server", ["Primitives", "SMTP", "Message", "Routing", "Network", "Spool", collections, logging]),

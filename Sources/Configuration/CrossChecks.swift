@@ -22,7 +22,10 @@ struct CrossChecks {
 
   mutating func run(_ settings: inout Settings, _ findings: inout Findings) {
     checkDefaultDomain(&settings, &findings)
-    for (domain, reader) in domains { check(domain, reader, &findings) }
+    for (domain, reader) in domains {
+      check(domain, reader, &findings)
+      domain.checkSender(reader, settings.global, &findings)
+    }
     for (user, reader) in users {
       if let domain = user.domain { checkExists(domain, "domain", reader, settings, &findings) }
     }

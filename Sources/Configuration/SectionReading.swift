@@ -69,6 +69,7 @@ extension GlobalSettings {
     delayWarning = reader.duration("delay_warning", default: defaults.delayWarning, allowsZero: true, &findings)
     adminSocket = reader.path("admin_socket", default: defaults.adminSocket, &findings)
     metricsListen = reader.endpoints("metrics_listen", default: [], &findings)
+    readSRS(&reader, files: files, &findings)
     findCertificate(&reader, files, &findings)
     let unbuilt = [
       ("listen_submission", !listenSubmission.isEmpty), ("listen_smtps", !listenSMTPS.isEmpty),
@@ -135,13 +136,8 @@ extension DomainSettings {
     messagesPerConnection = reader.count("messages_per_connection", default: 100, &findings)
     rateLimitPerMinute = reader.optionalCount("rate_limit_per_minute", &findings)
     dailyLimit = reader.optionalCount("daily_limit", in: 1...100_000_000, &findings)
-    envelopeSender = reader.choice("envelope_sender", default: .keep, &findings)
-    fromHeader = reader.choice("from_header", default: .keep, &findings)
-    let unbuilt = [
-      ("daily_limit", dailyLimit != nil), ("envelope_sender", envelopeSender != .keep),
-      ("from_header", fromHeader != .keep),
-    ]
-    reader.warnUnbuilt(unbuilt, &findings)
+    readSender(&reader, &findings)
+    reader.warnUnbuilt([("daily_limit", dailyLimit != nil)], &findings)
   }
 
   /// TLS is what happens when nothing is said and a password is to be sent, or the port is the one of implicit TLS.

@@ -334,7 +334,7 @@ actor Account {
       let job = Job(
         id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
         content: message.content)
-      member.connection.hand(job)
+      member.connection.hand(services.leaving(job, by: name))
     } else {
       Task(executorPreference: seat.loop) { await self.load(entry, over: number) }
     }
@@ -343,17 +343,22 @@ actor Account {
   /// Reads a message back from the queue and starts it, unless the queue has changed its mind meanwhile.
   func load(_ entry: Due, over number: Int) async {
     let message: QueuedMessage?
-    do { message = try await services.store.read(entry.id) } catch {
+    let leaving: (reversePath: String, content: Content)?
+    do {
+      message = try await services.store.read(entry.id)
+      leaving = try await services.leaving(message, by: name)
+    } catch {
       services.log.error("\(entry.id): cannot read the message from the queue: \(error)")
       lastError = "\(error)"
       abandon(entry.id, on: number)
       due.insert(Due(when: (time.wallClock + .seconds(60)).microseconds, id: entry.id))
       return pump()
     }
-    guard let message, let job = job(for: message, entry) else {
+    guard let message, var job = job(for: message, entry) else {
       abandon(entry.id, on: number)
       return pump()
     }
+    if let leaving { (job.reversePath, job.outgoing) = leaving }
     guard let member = connections[number], member.isReady, !member.isDying else {
       abandon(entry.id, on: number)
       due.insert(entry)

@@ -15,6 +15,10 @@ struct DeliveryServices: Sendable {
   /// In 0...1.
   let random: @Sendable () -> Double
   let bouncer: Bouncer
+  /// What an account changes about a message; nil for nothing.
+  let departure: @Sendable (_ account: String, Envelope) -> Departure?
+  /// What became of the latest recipients, for those who ask right after.
+  let verdicts = RecentVerdicts()
   /// Messages whose senders are being told of a delay at this moment: each is told once, whichever account is first.
   let warned = WarnedMessages()
 }
@@ -33,19 +37,22 @@ public final class Delivery: Sendable {
   ///   - loops: each account lives on one of them.
   ///   - routeBounce: where a notification to this address goes: the address it has upstream, and the `[domain:]`
   ///     that carries it; nil when it cannot be sent.
+  ///   - departure: what the account of this name changes about a message; nil for nothing.
   public convenience init(
     store: any QueueStore, resolver: Resolver, loops: [EventLoop], time: any Timekeeper, settings: DeliverySettings,
     log: Logger, random: @escaping @Sendable () -> Double = { Double.random(in: 0...1) },
+    departure: @escaping @Sendable (String, Envelope) -> Departure? = { _, _ in nil },
     routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
   ) {
     self.init(
       store: store, resolver: resolver, seats: loops.map { Seat($0, time: time) }, time: time, settings: settings,
-      log: log, random: random, routeBounce: routeBounce)
+      log: log, random: random, departure: departure, routeBounce: routeBounce)
   }
 
   init(
     store: any QueueStore, resolver: Resolver, seats: [Seat], time: any Timekeeper, settings: DeliverySettings,
     log: Logger, random: @escaping @Sendable () -> Double,
+    departure: @escaping @Sendable (String, Envelope) -> Departure? = { _, _ in nil },
     routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
   ) {
     self.seats = seats
@@ -56,7 +63,7 @@ public final class Delivery: Sendable {
       limiter: NotificationLimiter(now: time.now), route: routeBounce,
       submit: { id, envelope, content in submit.withLock { $0 }?(id, envelope, content) })
     services = DeliveryServices(
-      store: store, resolver: resolver, time: time, log: log, random: random, bouncer: bouncer)
+      store: store, resolver: resolver, time: time, log: log, random: random, bouncer: bouncer, departure: departure)
     submit.withLock { slot in slot = { [weak self] in self?.submit($0, $1, $2) } }
   }
 

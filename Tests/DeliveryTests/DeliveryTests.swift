@@ -23,6 +23,7 @@ struct Bench {
 
   init(
     _ rules: [Rule] = [], names: [String] = ["localhost"], trusts: Bool = true,
+    departure: @escaping @Sendable (String, Envelope) -> Departure? = { _, _ in nil },
     change: (inout UpstreamSettings) -> Void = { _ in }
   ) async throws {
     var template = Array("/tmp/delivery-XXXXXX".utf8CString)
@@ -48,7 +49,7 @@ struct Bench {
     delivery = Delivery(
       store: store, resolver: Resolver(source: source, time: time),
       loops: [try EventLoop(name: "delivery-test")], time: time,
-      settings: DeliverySettings(hostname: "mailer.example.test"), log: lines.logger, random: { 0.5 },
+      settings: DeliverySettings(hostname: "mailer.example.test"), log: lines.logger, random: { 0.5 }, departure: departure,
       routeBounce: { $0.hasSuffix("@nowhere.test") ? nil : ($0, "example.test") })
     await delivery.configure([settings], DeliverySettings(hostname: "mailer.example.test"))
   }
