@@ -43,8 +43,8 @@ extension GlobalSettings {
 
   mutating func readSRS(_ reader: inout SectionReader, files: any FileSource, _ findings: inout Findings) {
     srsDomain = reader.value(
-      "srs_domain", default: String?.none, wanted: "a domain name", show: { $0 ?? "" }, &findings
-    ) { ValueReader.isHostname($0) ? .some($0) : nil }
+      "srs_domain", default: String?.none, wanted: "a domain name", show: { $0 ?? "" }, &findings,
+      parse: { ValueReader.isHostname($0) ? .some($0) : nil })
     if srsDomain == nil { reader.describe("srs_domain", defaultHostname, origin: .default) }
     let plain = reader.secret("srs_secret")
     let file = reader.optionalPath("srs_secret_file")

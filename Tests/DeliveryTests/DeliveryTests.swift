@@ -49,7 +49,8 @@ struct Bench {
     delivery = Delivery(
       store: store, resolver: Resolver(source: source, time: time),
       loops: [try EventLoop(name: "delivery-test")], time: time,
-      settings: DeliverySettings(hostname: "mailer.example.test"), log: lines.logger, random: { 0.5 }, departure: departure,
+      settings: DeliverySettings(hostname: "mailer.example.test"), log: lines.logger, random: { 0.5 },
+      departure: departure,
       routeBounce: { $0.hasSuffix("@nowhere.test") ? nil : ($0, "example.test") })
     await delivery.configure([settings], DeliverySettings(hostname: "mailer.example.test"))
   }
