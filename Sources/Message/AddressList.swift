@@ -71,11 +71,22 @@ public struct AddressList: Hashable, Sendable {
     var words: [Word] = []
     var angle: [UInt8]?
     var comments: [[UInt8]] = []
+
+    /// Blanks may stand around the dots and the `@` of an address only (RFC 5322 4.4).
+    var isOneAddress: Bool {
+      func joins(_ byte: UInt8?) -> Bool { byte == UInt8(ascii: "@") || byte == UInt8(ascii: ".") }
+      return zip(words, words.dropFirst()).allSatisfy { joins($0.raw.last) || joins($1.raw.first) }
+    }
   }
 
   private mutating func finish(_ entry: Entry, _ defaultDomain: String?) {
     let address = entry.angle ?? entry.words.flatMap(\.raw)
     if entry.angle == nil, address.isEmpty { return }
+    // `Jane Doe jane@example.org` must not become one address.
+    guard entry.angle != nil || entry.isOneAddress else {
+      isWellFormed = false
+      return
+    }
     guard let text = String(validating: address, as: UTF8.self), let mailbox = mailbox(text, defaultDomain) else {
       isWellFormed = false
       return

@@ -65,12 +65,14 @@ public struct OutboundSender: Sendable {
   }
 
   /// The name of an alias for people: what the `*` of its mapping stands for, else its local part; nil for other
-  /// addresses. `contact-customer-care@` with `contact-*` is `Customer Care`.
+  /// addresses. `contact-customer-care@` is `Customer Care`: everybody who writes is in contact.
   private func label(_ alias: Mailbox) -> String? {
     guard let match = mappings.match(alias) else { return nil }
     var text = match.captured ?? alias.localPart
     if text.contains("@") || match.captured == nil { text = alias.localPart }
     if let plus = text.firstIndex(of: "+") { text = String(text[..<plus]) }
+    let prefix = "contact-"
+    if text.lowercased().hasPrefix(prefix), text.count > prefix.count { text = String(text.dropFirst(prefix.count)) }
     let words = text.split { "-_. ".contains($0) }.map { $0.prefix(1).uppercased() + $0.dropFirst() }
     return words.isEmpty ? nil : words.joined(separator: " ")
   }

@@ -72,7 +72,7 @@ import Testing
       var report = Submission.Report()
       for text in replies {
         let words = text.split(separator: " ").map(String.init)
-        let reply = Reply(Int(words[0]) ?? 0, EnhancedStatusCode(parsing: words[1]), "x")
+        let reply = Reply(Int(words[0]) ?? 0, words[1], "x")
         report.results.append(.init(recipient: "a@b.test", reply: reply, isAccepted: reply.isPositive))
       }
       return Submission.sendmailStatus(report)

@@ -14,7 +14,7 @@ import Testing
   private static let departure: @Sendable (String, Envelope) -> Departure? = { _, envelope in
     guard let account = try? Mailbox(parsing: "relay@example.test") else { return nil }
     let from = FromRewriting(
-      address: account, label: "Support", reversePath: nil, isOurs: { $0.domain == "example.test" })
+      address: account, label: "Support", reversePath: nil, isOurs: { $0.domain.hasSuffix("example.test") })
     return Departure(reversePath: envelope.reversePath.isEmpty ? "" : "srs@example.test", from: from)
   }
 

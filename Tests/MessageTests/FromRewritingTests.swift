@@ -61,8 +61,11 @@ import Testing
       shown: encoded("Иван Petrov via Support") + " <relay@ours.test>",
       replyTo: encoded("Иван Petrov") + " <i@example.org>"),
     Case(
-      from: "=?UTF-8?B?w?= =?UTF-8?B?vGJlcg==?= <i@example.org>",
-      shown: "\"i@example.org via Support\" <relay@ours.test>", replyTo: "i@example.org"),
+      from: "=?UTF-8?B?ww==?= =?UTF-8?B?vGJlcg==?= <i@example.org>",
+      shown: encoded("über via Support") + " <relay@ours.test>", replyTo: encoded("über") + " <i@example.org>"),
+    Case(
+      from: "Jane Doe jane@example.org", shown: "\"bounce@example.org via Support\" <relay@ours.test>",
+      replyTo: "bounce@example.org"),
     Case(
       from: "=?x-unheard-of?Q?Jane?= <jane@example.org>",
       shown: "\"jane@example.org via Support\" <relay@ours.test>", replyTo: "jane@example.org"),

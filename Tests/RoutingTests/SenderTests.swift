@@ -158,7 +158,8 @@ import Testing
   private func outbound(_ keys: String, account: String = "relay@gmail.com") throws -> OutboundSender {
     try router(
       mappings: mappings(
-        "contact-*@relay.example -> *@example.com", "sales@relay.example -> s1@example.com, s2@example.com"),
+        "contact-*@relay.example -> *@example.com", "sales@relay.example -> s1@example.com, s2@example.com",
+        "contact-legal@relay.example -> l@example.com"),
       domains: domains + "[domain:via.example]\nsmtp_server = smtp.via.example\nrelay_account = \(account)\n\(keys)\n"
     ).outbound
   }
@@ -166,6 +167,7 @@ import Testing
   @Test(arguments: [
     (["contact-support@relay.example"], "relay@gmail.com", "Support"),
     (["contact-customer-care+x@relay.example"], "relay@gmail.com", "Customer Care"),
+    (["Contact-Legal@relay.example"], "relay@gmail.com", "Legal"),
     (["Sales@relay.example"], "sales@relay.example", "Sales"),
     (["sales@relay.example", "SALES@relay.example"], "sales@relay.example", "Sales"),
     (["sales@relay.example", "contact-a@relay.example"], "relay@gmail.com", "via.example"),
