@@ -102,6 +102,7 @@ extension OutboundSender {
   /// What an account changes about a message. All its recipients there decide, not those still open: a message that is
   /// sent again must not change its From.
   func departure(_ envelope: Envelope, by account: String, now: Timestamp) -> Departure? {
+    guard changes(account: account) else { return nil }
     let name = account.lowercased()
     let recipients = envelope.recipients.filter { $0.account.lowercased() == name }.map(\.original)
     let reversePath = reversePath(envelope.reversePath, account: name, now: now)

@@ -29,9 +29,7 @@ public enum PlainText {
         let isEnd = tag.hasPrefix("/")
         let name = tag.drop { $0 == "/" }.prefix { $0.isLetter || $0.isNumber }.lowercased()
         if hidden.contains(name), !isEnd {
-          let end = rest.lowercased().firstRange(of: "</\(name)")
-          // Offsets in the lowercased text may differ from those in the text; only ASCII is searched for.
-          rest = end == nil ? "" : after("</\(name)", in: rest)
+          rest = after("</\(name)", in: rest)
         } else if name == "a" {
           if isEnd, let target = link, !writer.text.hasSuffix(target) { writer.add(" <\(target)>") }
           link = isEnd ? nil : href(tag)
@@ -54,7 +52,7 @@ public enum PlainText {
     return writer.finish()
   }
 
-  /// Behind the first place where `mark` stands in any case.
+  /// From the first place on where `mark` stands, in any case; empty without one.
   private static func after(_ mark: String, in text: Substring) -> Substring {
     var rest = text
     while let less = rest.firstIndex(of: "<") {

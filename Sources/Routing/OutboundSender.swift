@@ -8,6 +8,8 @@ import SMTP
 public struct OutboundSender: Sendable {
   private let domains: [String: DomainSettings]
   private let mappings: AddressTable<MappingSettings>
+  /// The lowercased names of those that change anything.
+  private let active: Set<String>
   private let ownDomains: Set<String>
   private let ownAddresses: Set<Mailbox>
   /// nil when no secret is configured.
@@ -18,6 +20,7 @@ public struct OutboundSender: Sendable {
 
   public init(_ settings: Settings) {
     domains = settings.domains
+    active = Set(settings.domains.filter { $1.envelopeSender != .keep || $1.fromHeader != .keep }.keys)
     mappings = settings.mappingTable()
     var own: Set<String> = [settings.global.defaultHostname.lowercased()]
     var addresses: Set<Mailbox> = []
@@ -32,6 +35,9 @@ public struct OutboundSender: Sendable {
     srs = SenderRewritingScheme(
       secrets: settings.global.srsSecrets.map { $0.reveal() }, domain: settings.global.effectiveSRSDomain)
   }
+
+  /// Whether mail that leaves through this account is changed at all.
+  public func changes(account: String) -> Bool { !active.isEmpty && active.contains(account.lowercased()) }
 
   /// Whether an address is of our own: in the domain of a relay account, of a `[domain:]`, or `default_hostname`.
   public func isOurs(_ mailbox: Mailbox) -> Bool {

@@ -195,6 +195,36 @@ import Testing
     #expect(after.suffix(before.count - 5) == before.suffix(before.count - 5)[...])
   }
 
+  @Test func noOctetsOfAStrangerMakeAFieldOrALongLine() {
+    var state: UInt64 = 0x9e37_79b9_7f4a_7c15
+    func random(_ limit: Int) -> Int {
+      state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+      return Int(state >> 33) % limit
+    }
+    let pieces = [
+      "\"", "\\", "(", ")", "<", ">", ",", ":", ";", "@", " ", "\t", "\r\n ", "=?UTF-8?Q?=0D=0AX:_y?=", "=?utf-8?b?",
+      "?=", "=?iso-2022-jp?B?GyRC?=", "=?gb18030?Q?=81=30?=", "jane", "example.org", "[", "]", "ü", "\u{2028}", "\0",
+    ].map { Array($0.utf8) }
+    for _ in 0..<3000 {
+      var value: [UInt8] = []
+      for _ in 0..<random(14) { value += random(9) == 0 ? [UInt8(random(256))] : pieces[random(pieces.count)] }
+      // What the front door refuses.
+      let text = value.filter { $0 != 0x0a && $0 != 0x0d }
+      for from in [text, Array("x\r\n ".utf8) + text] {
+        let message = Array("From:".utf8) + from + Array("\r\nSubject: x\r\n\r\nbody\r\n".utf8)
+        guard let after = Self.rewriting().rewritten(message) else { continue }
+        after.withUnsafeBytes { bytes in
+          let header = HeaderView(bytes)
+          let names = header.fields.map { header.name(of: $0) }
+          #expect(names == ["From", "Reply-To", "X-Original-From", "Subject"], "\(from)")
+          #expect(header.malformedLineCount == 0, "\(from)")
+          let address = header.value("From").map { AddressList(parsing: $0.utf8) }
+          #expect(address?.members.map(\.mailbox) == [Self.account] && address?.isWellFormed == true, "\(from)")
+        }
+      }
+    }
+  }
+
   @Test func namesWithoutADomainAreCompletedOnRequestOnly() {
     let completed = AddressList(parsing: "root (Cron Daemon)".utf8, defaultDomain: "host.test")
     #expect(completed.members == [.init(name: "Cron Daemon", mailbox: try! Mailbox(parsing: "root@host.test"))])
