@@ -72,7 +72,7 @@ let package = Package(
     tests("MessageTests", ["Message"]),
     tests("ConfigurationTests", ["Configuration"]),
     tests("RoutingTests", ["Routing", "Configuration"]),
-    tests("NetworkTests", ["Network", "Sandbox"]),
+    tests("NetworkTests", ["Network", "Sandbox", "TestSupport"]),
     tests("SandboxTests", ["Sandbox"]),
     tests("SpoolTests", ["Spool"]),
     tests("SimulationTests", ["Spool", "Delivery", "Network", "SMTP", "Primitives", logging]),
@@ -81,6 +81,6 @@ let package = Package(
     tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
     tests("CommandTests", ["CommandLineTools", "Daemon", "Spool", "Sandbox", "TestSupport", http]),
     // The binary itself is what these start, so it has to be built first.
-    tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives"]),
+    tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives", "TestSupport"]),
   ]
 )

@@ -22,6 +22,8 @@ public struct ProbeTarget: Sendable {
   public var serverName: String
   public var minimumTLS = TLSContext.MinimumVersion.tls12
   public var heloName: String
+  /// What the relay accepts, in octets; nil does not compare.
+  public var maximumMessageSize: Int?
   /// For each step.
   public var timeout = Duration.seconds(30)
 
@@ -56,47 +58,6 @@ public struct ProbeTarget: Sendable {
   }
 }
 
-/// What a probe has found; its JSON is the answer of `test --json`.
-public struct ProbeReport: Codable, Sendable, Hashable {
-  public enum Name: String, Codable, Sendable, Hashable {
-    case dns, tcp, banner, ehlo, starttls, tls, certificate, auth
-  }
-
-  public struct Step: Codable, Sendable, Hashable {
-    public var name: Name
-    public var ok: Bool
-    public var milliseconds: Double
-    public var detail: String
-    /// What to do, after a failure or a warning.
-    public var advice: String?
-  }
-
-  public var domain: String
-  public var account: String
-  public var upstream: String
-  public var ok = true
-  /// Whether waiting may help, as against a change of the configuration or of the account.
-  public var temporary = false
-  public var steps: [Step] = []
-
-  /// 0, 75 when waiting may help, 78 when something has to be changed.
-  public var status: ExitStatus { ok ? .success : temporary ? .tryAgain : .configuration }
-
-  /// The report for a terminal.
-  public func lines() -> [String] {
-    var result = ["\(domain)  \(account) → \(upstream)"]
-    for step in steps {
-      let name = step.name.rawValue
-      let label = name + String(repeating: " ", count: max(11 - name.count, 0))
-      let time = step.milliseconds < 10 ? Quantity.oneDecimal(step.milliseconds) : "\(Int(step.milliseconds.rounded()))"
-      let column = String(repeating: " ", count: max(6 - time.count, 0)) + time
-      result.append("  \(step.ok ? "✓" : "✗") \(label) \(column) ms  \(TerminalText.clean(step.detail))")
-      if let advice = step.advice { result.append("    → \(advice)") }
-    }
-    return result
-  }
-}
-
 /// Runs the steps against one upstream.
 public struct UpstreamProbe: Sendable {
   private let target: ProbeTarget
@@ -122,8 +83,10 @@ public struct UpstreamProbe: Sendable {
       domain: target.domain, account: target.account, upstream: "\(target.host):\(target.port)")
     let connection = SMTPConnection(on: loop)
     do throws(Failure) {
-      let addresses = try await step(.dns, &report) { () throws(Failure) in try await lookUp() }
-      let endpoint = try await step(.tcp, &report) { () throws(Failure) in try await connect(connection, addresses) }
+      let answer = try await step(.dns, &report) { () throws(Failure) in try await lookUp() }
+      if let pin = pinned(answer) { warn(pin, &report) }
+      let addresses = answer.addresses
+      let endpoint = try await connect(connection, addresses, loop, &report)
       try await talk(connection, endpoint, &report)
       await connection.quit()
     } catch {
@@ -132,6 +95,12 @@ public struct UpstreamProbe: Sendable {
       report.temporary = error.isTemporary
     }
     return report
+  }
+
+  private func warn(_ advice: String, _ report: inout ProbeReport) {
+    guard !report.steps.isEmpty else { return }
+    report.steps[report.steps.count - 1].warning = true
+    report.steps[report.steps.count - 1].advice = advice
   }
 
   private func talk(
@@ -155,6 +124,8 @@ public struct UpstreamProbe: Sendable {
       try await secure(connection, .starttls, &report)
       capabilities = try await hello(connection, &report)
     }
+    try await step(.features, &report) { () throws(Failure) in ((), features(capabilities)) }
+    if let shortcomings = shortcomings(capabilities) { warn(shortcomings, &report) }
     guard let login = target.login else { return }
     try await step(.auth, &report) { () throws(Failure) in
       // The same rule as delivery's: a secret leaves only under verified TLS, or for this machine itself.
@@ -190,8 +161,20 @@ public struct UpstreamProbe: Sendable {
 
   // MARK: DNS and TCP
 
-  private func lookUp() async throws(Failure) -> ([IPAddress], String) {
-    if let address = IPAddress(target.host) { return ([address], "\(address) (an address: nothing to look up)") }
+  /// Addresses that do not follow the server when it moves; nil when they do, or are this machine's.
+  private func pinned(_ answer: AddressAnswer) -> String? {
+    guard !answer.isFromDNS, !answer.addresses.allSatisfy(\.isLoopback) else { return nil }
+    return IPAddress(target.host) == nil
+      ? "the hosts file decides, and does not follow when the server moves: remove the name from /etc/hosts"
+      : "an address does not follow when the server moves: set smtp_server to its name"
+  }
+
+  private func lookUp() async throws(Failure) -> (AddressAnswer, String) {
+    if let address = IPAddress(target.host) {
+      var answer = AddressAnswer(addresses: [address], timeToLive: .seconds(0))
+      answer.isFromDNS = false
+      return (answer, "\(address) (an address: nothing to look up)")
+    }
     let answer: AddressAnswer
     do throws(NetworkError) { answer = try await names.addresses(of: target.host) } catch {
       let text = "\(error)"
@@ -205,25 +188,43 @@ public struct UpstreamProbe: Sendable {
     let v4 = answer.addresses.filter(\.isIPv4).map(\.description).joined(separator: " ")
     let v6 = answer.addresses.filter { !$0.isIPv4 }.map(\.description).joined(separator: " ")
     let origin = answer.isFromDNS ? "TTL \(answer.timeToLive.components.seconds) s" : "from a file"
-    return (answer.addresses, "A \(v4.isEmpty ? "none" : v4), AAAA \(v6.isEmpty ? "none" : v6) (\(origin))")
+    return (answer, "A \(v4.isEmpty ? "none" : v4), AAAA \(v6.isEmpty ? "none" : v6) (\(origin))")
   }
 
+  /// Tries every address, because delivery may meet any of them, and stays on the first that answers.
   private func connect(
-    _ connection: SMTPConnection, _ addresses: [IPAddress]
-  ) async throws(Failure) -> (Endpoint, String) {
-    var problems: [String] = []
-    for (index, address) in addresses.enumerated() {
+    _ connection: SMTPConnection, _ addresses: [IPAddress], _ loop: EventLoop, _ report: inout ProbeReport
+  ) async throws(Failure) -> Endpoint {
+    var chosen: Endpoint?
+    var dead: [Int] = []
+    for address in addresses {
       let endpoint = Endpoint(address: address, port: target.port)
-      do throws(NetworkError) {
-        try await connection.connect(to: endpoint, within: target.timeout / (addresses.count - index))
-        return (endpoint, problems.isEmpty ? "\(endpoint)" : "\(endpoint), after \(problems.joined(separator: "; "))")
-      } catch { problems.append("\(error)") }
+      let trial = chosen == nil ? connection : SMTPConnection(on: loop)
+      do throws(Failure) {
+        try await step(.tcp, &report) { () throws(Failure) in
+          do throws(NetworkError) {
+            try await trial.connect(to: endpoint, within: target.timeout / addresses.count)
+          } catch { throw Failure(detail: "\(error)", advice: "", isTemporary: true) }
+          return ((), "\(endpoint)")
+        }
+        if chosen == nil { chosen = endpoint } else { await trial.close() }
+      } catch { dead.append(report.steps.count - 1) }
     }
-    let advice =
-      target.port == 25
-      ? "many networks block port 25 outwards: use 587 with use_starttls"
-      : "check smtp_port, the firewall and the route: nothing answered on port \(target.port)"
-    throw Failure(detail: problems.joined(separator: "; "), advice: advice, isTemporary: true)
+    guard let chosen else {
+      let advice =
+        target.port == 25
+        ? "many networks block port 25 outwards: use 587 with use_starttls"
+        : "check smtp_port, the firewall and the route: nothing answered on port \(target.port)"
+      for index in dead { report.steps[index].advice = index == dead.last ? advice : nil }
+      throw Failure(detail: "", advice: advice, isTemporary: true)
+    }
+    // Mail goes by the others, so this is no failure.
+    for index in dead {
+      report.steps[index].ok = true
+      report.steps[index].warning = true
+      report.steps[index].advice = "mail goes by the other addresses; each try of this one costs time"
+    }
+    return chosen
   }
 
   // MARK: TLS
@@ -240,22 +241,28 @@ public struct UpstreamProbe: Sendable {
       } catch { throw Self.failure(ofTLS: error) }
     }
     guard let certificate = summary?.certificate else { return }
-    try await step(.certificate, &report) { () throws(Failure) in
-      (
-        (),
-        "good for \(target.serverName), issued by \(certificate.issuer), "
-          + "\(Quantity.count(certificate.daysLeft, "day")) left (until \(certificate.notAfter))"
-      )
+    let chain = summary?.chain ?? []
+    let trust = target.caFile ?? "the authorities of this system"
+    try await step(.chain, &report) { () throws(Failure) in
+      ((), "\(chain.joined(separator: " ← ")), issued by \(certificate.issuer), verified with \(trust)")
     }
-    if certificate.daysLeft < Self.expiryWarningDays, !report.steps.isEmpty {
-      report.steps[report.steps.count - 1].advice = "the certificate expires soon: its operator has to renew it"
+    try await step(.name, &report) { () throws(Failure) in
+      ((), "good for \(target.serverName) (\(TerminalText.cut(certificate.names.joined(separator: ", "), to: 100)))")
+    }
+    try await step(.expiry, &report) { () throws(Failure) in
+      ((), "\(Quantity.count(certificate.daysLeft, "day")) left, until \(certificate.notAfter)")
+    }
+    if certificate.daysLeft < Self.expiryWarningDays {
+      warn("the certificate expires soon: its operator has to renew it", &report)
     }
   }
 
   private static func failure(ofTLS error: NetworkError) -> Failure {
     switch error {
     case .certificate(let text):
-      Failure(detail: text, advice: AccountFault.certificate.advice, isTemporary: false, name: .certificate)
+      Failure(
+        detail: text, advice: AccountFault.certificate.advice, isTemporary: false,
+        name: text.contains("mismatch") ? .name : text.contains("expired") ? .expiry : .chain)
     case .tls(let text) where text.contains("wrong version number") || text.contains("packet length"):
       Failure(
         detail: text,
@@ -279,6 +286,31 @@ public struct UpstreamProbe: Sendable {
       let reply = try await expect(connection, "EHLO \(target.heloName)", .hello)
       return (Capabilities(ehlo: reply), reply.lines.dropFirst().joined(separator: ", "))
     }
+  }
+
+  /// The extensions that matter to a relay, those that are there.
+  private func features(_ offered: Capabilities) -> String {
+    var list: [String] = []
+    list.append(offered.size.map { "SIZE \(Quantity.size($0))" } ?? "no SIZE")
+    list.append(offered.pipelining ? "PIPELINING" : "no PIPELINING")
+    list.append(offered.chunking ? "CHUNKING" : "no CHUNKING")
+    list.append(offered.eightBitMIME ? "8BITMIME" : "no 8BITMIME")
+    list.append(offered.smtpUTF8 ? "SMTPUTF8" : "no SMTPUTF8")
+    if !offered.authMechanisms.isEmpty { list.append("AUTH \(offered.authMechanisms.sorted().joined(separator: " "))") }
+    return list.joined(separator: ", ")
+  }
+
+  /// What the missing ones cost; nil when nothing does.
+  private func shortcomings(_ offered: Capabilities) -> String? {
+    var list: [String] = []
+    if let size = offered.size, let own = target.maximumMessageSize, size < own {
+      list.append("larger messages are accepted here and refused there: set max_message_size = \(size)")
+    }
+    if offered.size == nil { list.append("without SIZE a message that is too large is refused only after it was sent") }
+    if !offered.pipelining { list.append("without PIPELINING every command costs a round trip") }
+    if !offered.chunking { list.append("without CHUNKING messages are sent with DATA, one after the other") }
+    if !offered.eightBitMIME { list.append("without 8BITMIME the server may refuse text that is not ASCII") }
+    return list.isEmpty ? nil : list.joined(separator: "; ")
   }
 
   private func authenticate(

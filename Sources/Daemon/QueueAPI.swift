@@ -167,10 +167,7 @@ struct QueueAPI: Sendable {
     guard let document = intake.document, let (envelope, state) = intake.message else {
       return try AdminResponse(422, "there is no document")
     }
-    try await store.append(id, envelope, content)
-    // Nobody delivers it before the accounts are told below, so the state comes in time.
-    store.update(id) { $0 = state }
-    try await store.flush()
+    try await store.append(id, envelope, content, state)
     await orders.taker.take(reports.entry(id, content.count, envelope, state))
     orders.log?.notice("\(id): operator: imported from=<\(envelope.reversePath)>, was=\(document.id ?? "a file")")
     return try AdminResponse(AdminResult(ok: true, message: "\(document.id ?? "it") is queued as \(id)"))

@@ -270,7 +270,7 @@ actor Account {
     if let hold, now < hold.until { return wake(at: hold.until) }
     let wall = time.wallClock.microseconds
     while let first = due.min {
-      if first.when > wall {
+      if first.when > wall, first.when - wall <= longestWait {
         // The wall clock may be set meanwhile: look again within a minute.
         return wake(at: now + min(.microseconds(first.when - wall), .seconds(60)))
       }
@@ -320,6 +320,12 @@ actor Account {
       .min { $0.inFlight < $1.inFlight }?.connection.number
   }
 
+  /// In microseconds. Nothing is ever put off for longer: what seems to be was written while the clock was ahead.
+  private var longestWait: Int64 {
+    let longest = delivery.retrySchedule.steps.max() ?? .zero
+    return max(longest, .seconds(3600)).microseconds / 4 * 5
+  }
+
   var connectionLimit: Int { hold == nil ? settings.maximumConnections : 1 }
 
   func dispatch(_ entry: Due, over number: Int) {
@@ -351,6 +357,7 @@ actor Account {
       services.log.error("\(entry.id): cannot read the message from the queue: \(error)")
       lastError = "\(error)"
       abandon(entry.id, on: number)
+      if case .corrupt = error { return damaged(entry.id, error) }
       due.insert(Due(when: (time.wallClock + .seconds(60)).microseconds, id: entry.id))
       return pump()
     }
@@ -368,6 +375,16 @@ actor Account {
     member.connection.hand(job)
   }
 
+  /// Nobody is to get a message that is not what was accepted: it stays, and the operator decides.
+  func damaged(_ id: QueueID, _ error: QueueError) {
+    services.log.critical("\(id): damaged in the queue, and held: \(error)")
+    services.store.update(id) { [now = time.wallClock] state in
+      state.isHeld = true
+      state.note(LifeEvent(time: now, kind: .held, text: "damaged in the queue: \(error)"))
+    }
+    pump()
+  }
+
   func job(for message: QueuedMessage, _ entry: Due) -> Job? {
     let state = message.state
     // A message may be dead for some of its recipients and still have to reach the others.
@@ -375,7 +392,7 @@ actor Account {
     let lane = state.lanes[name]
     let planned = lane?.nextAttempt ?? message.envelope.arrival
     // Put off since: there is a later entry. (An entry may also be later than the plan: then reading it failed.)
-    if entry.when != Due.forced, planned.microseconds > entry.when { return nil }
+    if entry.when != Due.forced, (lane?.attempts ?? 0) > 0, planned.microseconds > entry.when { return nil }
     let open = message.envelope.recipients.indices.filter {
       message.envelope.recipients[$0].account == name && state.recipients[$0] == nil
     }

@@ -81,7 +81,7 @@ struct Bouncer: Sendable {
     guard let sender = try? Mailbox(parsing: envelope.reversePath), let route = route(envelope.reversePath) else {
       return .impossible("there is no route to its sender <\(envelope.reversePath)>")
     }
-    if !notice.isByOperator, let reason = refusal(envelope.reversePath) { return .tooMany(reason) }
+    if !notice.isByOperator, let reason = refusal(envelope.reversePath, notice) { return .tooMany(reason) }
     let report = store.nextID()
     let now = time.wallClock
     do {
@@ -112,8 +112,9 @@ struct Bouncer: Sendable {
   }
 
   /// Why the sender gets no notification now. Said in the log once for each storm.
-  private func refusal(_ sender: String) -> String? {
-    switch limiter.ask(sender, now: time.now) {
+  private func refusal(_ sender: String, _ notice: Notice) -> String? {
+    let isFailure = notice.fates.contains { $0.action == .failed }
+    switch limiter.ask(sender, isFailure: isFailure, now: time.now) {
     case .granted(let withheld):
       if withheld > 0 { log.notice("notifications are sent again; \(withheld) were withheld") }
       return nil

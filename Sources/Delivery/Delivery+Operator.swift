@@ -53,6 +53,8 @@ extension Delivery {
   /// Gives up a message, whatever state it is in: its sender is told of everybody who did not get it, as after any
   /// other failure, and it leaves the queue.
   public func bounce(_ id: QueueID, by reason: String) async -> OperatorBounce {
+    guard beginOrder(id) else { return .isUnderWay }
+    defer { endOrder(id) }
     let accounts = all
     var isFree = true
     for account in accounts where await !account.cancel(id) { isFree = false }

@@ -30,6 +30,8 @@ public final class Delivery: Sendable {
   private struct State {
     var accounts: [String: Account] = [:]
     var settings: DeliverySettings
+    /// Messages that an operator takes out of the queue at this moment.
+    var ordered: Set<QueueID> = []
   }
   private let state: Mutex<State>
 
@@ -121,11 +123,14 @@ public final class Delivery: Sendable {
   public func recover(_ entries: [QueueEntry]) async {
     var lanes: [String: [RecoveredMessage]] = [:]
     // One that is dead for some of its recipients has lanes for those it still has to reach.
+    let now = services.time.wallClock
     for entry in entries where !entry.isHeld {
       for lane in entry.lanes {
+        // What was never tried is due, also when it arrived by a clock that was ahead.
+        let when = lane.attempts > 0 ? lane.nextAttempt : min(lane.nextAttempt, now)
         let isLate = lane.attempts > 0 && !entry.isDelayReported
         lanes[lane.account, default: []].append(
-          RecoveredMessage(id: entry.id, when: lane.nextAttempt, deferredSince: isLate ? entry.arrival : nil))
+          RecoveredMessage(id: entry.id, when: when, deferredSince: isLate ? entry.arrival : nil))
       }
     }
     for (name, entries) in lanes { await account(name).recover(entries) }
@@ -143,6 +148,8 @@ public final class Delivery: Sendable {
 
   /// Takes a message out of the queue. Returns false when it is being delivered at this moment.
   public func delete(_ id: QueueID) async -> Bool {
+    guard beginOrder(id) else { return false }
+    defer { endOrder(id) }
     let accounts = all
     var isFree = true
     for account in accounts where await !account.cancel(id) { isFree = false }
@@ -150,6 +157,10 @@ public final class Delivery: Sendable {
     for account in accounts { await account.endCancel(id, isRemoved: isFree) }
     return isFree
   }
+
+  /// Whether nobody else takes this message out of the queue now: two orders at once would lose each other's entries.
+  func beginOrder(_ id: QueueID) -> Bool { state.withLock { $0.ordered.insert(id).inserted } }
+  func endOrder(_ id: QueueID) { state.withLock { _ = $0.ordered.remove(id) } }
 
   var all: [Account] { state.withLock { Array($0.accounts.values) } }
 

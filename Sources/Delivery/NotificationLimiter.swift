@@ -31,6 +31,10 @@ final class NotificationLimiter: Sendable {
       self.burst = burst
     }
 
+    mutating func grants(_ isFailure: Bool, _ now: MonotonicInstant) -> Bool {
+      isFailure || bucket.available(now: now) * 2 > burst
+    }
+
     mutating func isFull(_ now: MonotonicInstant) -> Bool { bucket.available(now: now) >= burst }
 
     /// What the storm that has ended has held back; 0 when there was none, or it goes on.
@@ -58,14 +62,16 @@ final class NotificationLimiter: Sendable {
   }
 
   /// Asks for a notification to `address`.
-  func ask(_ address: String, now: MonotonicInstant) -> Answer {
+  /// - Parameter isFailure: what is no failure may take the first half of a limit only: somebody who asks to hear of
+  ///   each delivery, or a backlog that is late, must not use up what those who lost mail are told with.
+  func ask(_ address: String, isFailure: Bool, now: MonotonicInstant) -> Answer {
     let address = address.lowercased()
     return state.withLock { state in
       var ended = state.total.endOfStorm(now)
-      if state.total.bucket.reserve(now: now) != nil {
+      if !state.total.grants(isFailure, now) || state.total.bucket.reserve(now: now) != nil {
         return .refused(
           reason: "more than \(Self.totalBurst) notifications at once and \(Self.totalPerHour) an hour",
-          isFirst: state.total.refuse())
+          isFirst: isFailure && state.total.refuse())
       }
       if state.byAddress.count >= Self.addressLimit {
         // What is full is as good as new. The limit for all keeps those that are not full below this number.
@@ -77,11 +83,11 @@ final class NotificationLimiter: Sendable {
       var gauge = state.byAddress[address] ?? Gauge(perHour: Self.perHour, burst: Self.burst, now: now)
       defer { state.byAddress[address] = gauge }
       ended += gauge.endOfStorm(now)
-      if gauge.bucket.reserve(now: now) != nil {
+      if !gauge.grants(isFailure, now) || gauge.bucket.reserve(now: now) != nil {
         state.total.bucket.refund()
         return .refused(
           reason: "more than \(Self.burst) notifications to <\(address)> at once and \(Self.perHour) an hour",
-          isFirst: gauge.refuse())
+          isFirst: isFailure && gauge.refuse())
       }
       return .granted(withheld: ended)
     }

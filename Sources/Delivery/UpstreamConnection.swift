@@ -220,6 +220,9 @@ actor UpstreamConnection {
       expectReply(within: settings.contentReplyTimeout)
     } catch {
       // A content that ends early must not look complete: the connection goes, the message stays.
+      if let error = error as? QueueError, case .corrupt = error, case .transaction(let last)? = inFlight.last {
+        await account.damaged(last.job.id, error)
+      }
       stream.close()
     }
     isWriting = false

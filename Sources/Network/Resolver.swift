@@ -1,7 +1,6 @@
-// Names to addresses, with the time each answer may be kept. The lookup is glibc's (res_nquery), because
-// getaddrinfo(3) does not tell the TTL; /etc/hosts is read first, as people expect.
+// Names to addresses, with the time each answer may be kept. They come from ``DNSClient``, because getaddrinfo(3) does
+// not tell the TTL; /etc/hosts is read first, as people expect.
 
-import CLinux
 import Dispatch
 import Glibc
 import Primitives
@@ -108,14 +107,16 @@ public struct SystemNames: AddressSource {
     var addresses: [IPAddress] = []
     var timeToLive = UInt32.max
     var problem: NetworkError?
-    for kind in [ns_t_aaaa, ns_t_a] {
-      do {
-        for record in try DNSQuery.run(name, kind) {
-          guard let address = IPAddress(bytes: record.data) else { continue }
-          addresses.append(address)
-          timeToLive = min(timeToLive, record.timeToLive)
-        }
-      } catch { problem = error }
+    for type in [DNSType.aaaa, .a] {
+      let answer = DNSClient().lookUp(name, type)
+      addresses += answer.addresses
+      timeToLive = min(timeToLive, answer.timeToLive ?? .max)
+      switch answer.status {
+      case .found, .noData: continue
+      case .noSuchName: problem = .resolution("the name \(name) does not exist")
+      case .failed(.unreachable): problem = .resolution("no name server answered for \(name)")
+      case .failed(let failure): problem = .resolution("no name server answered for \(name): \(failure)")
+      }
     }
     guard !addresses.isEmpty else { throw problem ?? .resolution("\(name) has no address (neither A nor AAAA)") }
     // Half an answer, because one of the questions got none, must not be kept for hours.
@@ -123,7 +124,8 @@ public struct SystemNames: AddressSource {
     return AddressAnswer(addresses: addresses, timeToLive: .seconds(Int64(timeToLive)))
   }
 
-  func fromHosts(_ name: String) -> [IPAddress] {
+  /// What the hosts file says about a name in lower case; it wins over the DNS.
+  public func fromHosts(_ name: String) -> [IPAddress] {
     if name == "localhost" || name.hasSuffix(".localhost") {  // RFC 6761 6.3
       return ["127.0.0.1", "::1"].compactMap { IPAddress($0) }
     }
@@ -140,48 +142,5 @@ public struct SystemNames: AddressSource {
       found.append(address)
     }
     return found
-  }
-}
-
-/// One question to the DNS.
-enum DNSQuery {
-  struct Record {
-    var data: [UInt8]
-    var timeToLive: UInt32
-  }
-
-  /// Blocks for at most a few seconds.
-  static func run(_ name: String, _ kind: ns_type) throws(NetworkError) -> [Record] {
-    let state = UnsafeMutablePointer<__res_state>.allocate(capacity: 1)
-    memset(state, 0, MemoryLayout<__res_state>.size)
-    defer { state.deallocate() }
-    guard __res_ninit(state) == 0 else { throw .resolution("the resolver cannot start: see /etc/resolv.conf") }
-    defer { __res_nclose(state) }
-    state.pointee.retrans = 2
-    state.pointee.retry = 2
-    var answer = [UInt8](repeating: 0, count: 65536)
-    let length = res_nquery(state, name, CInt(ns_c_in.rawValue), CInt(kind.rawValue), &answer, CInt(answer.count))
-    guard length > 0 else {
-      switch state.pointee.res_h_errno {
-      case HOST_NOT_FOUND: throw .resolution("the name \(name) does not exist")
-      case NO_DATA: return []
-      default: throw .resolution("no name server answered for \(name)")
-      }
-    }
-    return answer.withUnsafeBufferPointer { bytes in
-      var message = ns_msg()
-      guard ns_initparse(bytes.baseAddress, length, &message) == 0 else { return [] }
-      var records: [Record] = []
-      for i in 0..<Int(message._counts.1) {
-        var record = ns_rr()
-        guard ns_parserr(&message, ns_s_an, CInt(i), &record) == 0, CInt(record.type) == CInt(kind.rawValue) else {
-          continue
-        }
-        records.append(
-          Record(
-            data: Array(UnsafeBufferPointer(start: record.rdata, count: Int(record.rdlength))), timeToLive: record.ttl))
-      }
-      return records
-    }
   }
 }

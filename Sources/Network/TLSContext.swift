@@ -181,12 +181,23 @@ public struct TLSSummary: Sendable, Hashable {
   public let isResumed: Bool
   /// The peer's certificate; nil on a server.
   public let certificate: CertificateSummary?
+  /// The subjects of the chain that was verified, the server's own first and the trusted authority last; empty on a
+  /// server, and when the session was resumed.
+  public let chain: [String]
 
   init(of ssl: OpaquePointer) {
     version = SSL_get_version(ssl).map { String(cString: $0) } ?? "?"
     cipher = SSL_get_current_cipher(ssl).flatMap(SSL_CIPHER_get_name).map { String(cString: $0) } ?? "?"
     isResumed = SSL_session_reused(ssl) == 1
     certificate = SSL_is_server(ssl) == 1 ? nil : CertificateSummary(of: ssl)
+    var chain: [String] = []
+    if SSL_is_server(ssl) == 0, let links = SSL_get0_verified_chain(ssl) {
+      for i in 0..<max(OPENSSL_sk_num(links), 0) {
+        guard let link = OPENSSL_sk_value(links, i) else { break }
+        chain.append(CertificateSummary.text(X509_get_subject_name(OpaquePointer(link))))
+      }
+    }
+    self.chain = chain
   }
 }
 
@@ -212,13 +223,8 @@ public struct CertificateSummary: Sendable, Hashable {
       X509_up_ref(certificate)
     }
     defer { X509_free(certificate) }
-    func text(_ name: OpaquePointer?) -> String {
-      guard let name, let line = X509_NAME_oneline(name, nil, 0) else { return "?" }
-      defer { CRYPTO_free(line, nil, 0) }
-      return String(cString: line)
-    }
-    subject = text(X509_get_subject_name(certificate))
-    issuer = text(X509_get_issuer_name(certificate))
+    subject = Self.text(X509_get_subject_name(certificate))
+    issuer = Self.text(X509_get_issuer_name(certificate))
     let end = X509_get0_notAfter(certificate)
     var days: CInt = 0
     var seconds: CInt = 0
@@ -234,6 +240,12 @@ public struct CertificateSummary: Sendable, Hashable {
       }
     }
     self.names = names
+  }
+
+  fileprivate static func text(_ name: OpaquePointer?) -> String {
+    guard let name, let line = X509_NAME_oneline(name, nil, 0) else { return "?" }
+    defer { CRYPTO_free(line, nil, 0) }
+    return String(cString: line)
   }
 
   private static func print(_ body: (OpaquePointer) -> CInt) -> String {

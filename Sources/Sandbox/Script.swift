@@ -1,5 +1,7 @@
 // How an upstream misbehaves, as a list that a reader can take in at a glance: `[.stripSTARTTLS, .hang(.data)]`.
 
+import Primitives
+
 /// A place in the dialogue where the upstream is about to answer.
 public enum Step: String, Sendable, Hashable, CaseIterable {
   case banner, ehlo, startTLS, auth, mail, rcpt, data
@@ -11,14 +13,23 @@ public enum Step: String, Sendable, Hashable, CaseIterable {
 }
 
 /// One departure from what Gmail does. Replies are written as `550 5.1.1 no such user`, with `\n` between the lines
-/// of a long one. `times` bounds how often a rule acts, over all connections; nil is always.
-public enum Rule: Sendable, Hashable {
+/// of a long one; `{id}` stands for the id that Gmail puts there. `times` bounds how often a rule acts, over all
+/// connections; nil is always.
+public indirect enum Rule: Sendable, Hashable {
   /// Answers so instead. A 4xx or 5xx leaves the command undone; 421 also closes the connection.
   case answer(Step, String, times: Int? = nil)
   /// Answers so to a recipient: a whole mailbox, or the beginning of one such as `nobody@`.
   case recipient(String, String, times: Int? = nil)
   /// Answers so to every exchange of credentials, right or wrong.
   case rejectAuth(String, times: Int? = nil)
+  /// Answers so to a recipient the first so many times, each recipient by itself: a greylist.
+  case greylist(String, tries: Int)
+  /// Refuses messages of more octets, whatever its SIZE (RFC 1870) promises.
+  case maximumSize(Int)
+  /// Follows the rule only once so many messages were accepted since the script began.
+  case after(messages: Int, Rule)
+  /// Follows the rule only for so long after the script began.
+  case lasting(Duration, Rule)
   /// Waits before the reply; the replies before it are sent first.
   case delay(Step, Duration)
   /// Never answers, and stays.
@@ -43,6 +54,7 @@ public enum Rule: Sendable, Hashable {
     case .answer(_, _, let times), .recipient(_, _, let times), .rejectAuth(_, let times), .hang(_, let times),
       .disconnect(_, let times), .disconnectAfterDot(let times), .disconnectInData(_, let times):
       times
+    case .after(_, let rule), .lasting(_, let rule): rule.times
     default: nil
     }
   }
@@ -50,16 +62,62 @@ public enum Rule: Sendable, Hashable {
 
 /// The rules an upstream follows at the moment, and how often each has acted.
 struct Script: Sendable {
-  private var rules: [(rule: Rule, left: Int?)]
+  /// A rule without its conditions, and those.
+  private struct Entry {
+    var rule: Rule
+    var left: Int?
+    var after = 0
+    var end = MonotonicInstant.distantFuture
 
-  init(_ rules: [Rule] = []) { self.rules = rules.map { ($0, $0.times) } }
+    init(_ rule: Rule, since start: MonotonicInstant) {
+      self.rule = rule
+      left = rule.times
+      while true {
+        switch self.rule {
+        case .after(let messages, let inner):
+          after = max(after, messages)
+          self.rule = inner
+        case .lasting(let duration, let inner):
+          end = min(end, start + duration)
+          self.rule = inner
+        default: return
+        }
+      }
+    }
+  }
 
-  var isEmpty: Bool { rules.isEmpty }
+  private var entries: [Entry]
+  /// How often a recipient was put off by a greylist.
+  private var putOff: [String: Int] = [:]
+  /// Messages that were accepted since the script began.
+  private var accepted = 0
+  /// What the clock says; whoever asks sets it first.
+  var now: MonotonicInstant
 
-  func has(_ rule: Rule) -> Bool { rules.contains { $0.rule == rule } }
+  init(_ rules: [Rule] = [], now: MonotonicInstant) {
+    entries = rules.map { Entry($0, since: now) }
+    self.now = now
+  }
+
+  var isEmpty: Bool { entries.isEmpty }
+
+  mutating func countMessage() { accepted += 1 }
+
+  private func isActive(_ entry: Entry) -> Bool { entry.left != 0 && accepted >= entry.after && now < entry.end }
+
+  func has(_ rule: Rule) -> Bool { entries.contains { $0.rule == rule && isActive($0) } }
 
   var messagesPerConnection: Int? {
-    for case (.closeAfterMessages(let count), _) in rules { return count }
+    for entry in entries where isActive(entry) {
+      if case .closeAfterMessages(let count) = entry.rule { return count }
+    }
+    return nil
+  }
+
+  var maximumSize: Int? {
+    for entry in entries where isActive(entry) {
+      if case .maximumSize(let octets) = entry.rule { return octets }
+    }
     return nil
   }
 
@@ -73,12 +131,16 @@ struct Script: Sendable {
 
   mutating func directive(for step: Step, recipient: String?) -> Directive {
     var result = Directive()
-    for i in rules.indices where rules[i].left != 0 {
-      switch rules[i].rule {
+    for i in entries.indices where isActive(entries[i]) {
+      switch entries[i].rule {
       case .delay(step, let duration): result.delay = duration
       case .hang(step, _) where !result.hangs: result.hangs = true
       case .disconnect(step, _) where !result.disconnects: result.disconnects = true
       case .answer(step, let text, _) where result.reply == nil: result.reply = text
+      case .greylist(let text, let tries) where result.reply == nil && step == .rcpt:
+        guard let recipient, putOff[recipient, default: 0] < tries else { continue }
+        putOff[recipient, default: 0] += 1
+        result.reply = text
       case .recipient(let pattern, let text, _) where result.reply == nil && step == .rcpt:
         guard let recipient, recipient == pattern || pattern.hasSuffix("@") && recipient.hasPrefix(pattern) else {
           continue
@@ -86,33 +148,33 @@ struct Script: Sendable {
         result.reply = text
       default: continue
       }
-      rules[i].left? -= 1
+      entries[i].left? -= 1
     }
     return result
   }
 
   mutating func authRejection() -> String? {
-    for i in rules.indices where rules[i].left != 0 {
-      guard case .rejectAuth(let text, _) = rules[i].rule else { continue }
-      rules[i].left? -= 1
+    for i in entries.indices where isActive(entries[i]) {
+      guard case .rejectAuth(let text, _) = entries[i].rule else { continue }
+      entries[i].left? -= 1
       return text
     }
     return nil
   }
 
   mutating func disconnectsAfterDot() -> Bool {
-    for i in rules.indices where rules[i].left != 0 {
-      guard case .disconnectAfterDot = rules[i].rule else { continue }
-      rules[i].left? -= 1
+    for i in entries.indices where isActive(entries[i]) {
+      guard case .disconnectAfterDot = entries[i].rule else { continue }
+      entries[i].left? -= 1
       return true
     }
     return false
   }
 
   mutating func disconnectsInData(at count: Int) -> Bool {
-    for i in rules.indices where rules[i].left != 0 {
-      guard case .disconnectInData(let limit, _) = rules[i].rule, count >= limit else { continue }
-      rules[i].left? -= 1
+    for i in entries.indices where isActive(entries[i]) {
+      guard case .disconnectInData(let limit, _) = entries[i].rule, count >= limit else { continue }
+      entries[i].left? -= 1
       return true
     }
     return false

@@ -59,7 +59,7 @@ public final class Upstream: Sendable {
     var messages: [ReceivedMessage] = []
     var waiters: [(condition: @Sendable (Statistics) -> Bool, wake: CheckedContinuation<Statistics, Never>)] = []
     var sessions: [Int: UpstreamSession] = [:]
-    var acceptors: [Acceptor] = []
+    var acceptors: [Endpoint: Acceptor] = [:]
     var endpoint: Endpoint?
     var implicitTLSEndpoint: Endpoint?
     var isStopped = false
@@ -72,7 +72,7 @@ public final class Upstream: Sendable {
     let log = options.log ?? { _ in }
     archive = options.directory.map { Archive(directory: $0, report: log) }
     let tls = try TLSContext.server(certificateFile: options.certificateFile, keyFile: options.keyFile)
-    state = Mutex(State(script: Script(options.script), tls: tls))
+    state = Mutex(State(script: Script(options.script, now: options.time.now), tls: tls))
   }
 
   /// Binds and begins to accept connections.
@@ -89,23 +89,46 @@ public final class Upstream: Sendable {
       throw error
     }
     for (listener, isImplicit) in listeners {
-      let acceptor = listener.accept(on: upstream.loops[0]) { [weak upstream] descriptor in
-        UpstreamSession.begin(descriptor, isImplicitTLS: isImplicit, with: upstream)
-      }
+      upstream.accept(on: listener, isImplicit)
       upstream.state.withLock { s in
-        s.acceptors.append(acceptor)
         if isImplicit { s.implicitTLSEndpoint = listener.endpoint } else { s.endpoint = listener.endpoint }
       }
-      upstream.log("listening on \(listener.endpoint)\(isImplicit ? " (TLS from the first byte)" : "")")
     }
     return upstream
+  }
+
+  private func accept(on listener: Listener, _ isImplicit: Bool) {
+    let acceptor = listener.accept(on: loops[0]) { [weak self] descriptor in
+      UpstreamSession.begin(descriptor, isImplicitTLS: isImplicit, with: self)
+    }
+    state.withLock { $0.acceptors[listener.endpoint] = acceptor }
+    log("listening on \(listener.endpoint)\(isImplicit ? " (TLS from the first byte)" : "")")
+  }
+
+  /// Offers STARTTLS at a further endpoint, or again at one that was left. Returns the bound endpoint.
+  /// - Throws: ``NetworkError`` when it is taken.
+  @discardableResult
+  public func listen(on endpoint: Endpoint) throws(NetworkError) -> Endpoint {
+    let listener = try Listener(bindingTo: endpoint)
+    accept(on: listener, false)
+    return listener.endpoint
+  }
+
+  /// Stops listening at an endpoint and cuts its connections, as if the machine behind it had died.
+  public func leave(_ endpoint: Endpoint) async {
+    let (acceptor, sessions) = state.withLock { s in
+      (s.acceptors.removeValue(forKey: endpoint), Array(s.sessions.values))
+    }
+    await acceptor?.stop()
+    for session in sessions { await session.stop(ifAt: endpoint) }
+    log("left \(endpoint)")
   }
 
   /// Closes all connections and stops listening. Returns once the files are written.
   public func stop() async {
     let (acceptors, sessions) = state.withLock { s in
       s.isStopped = true
-      return (s.acceptors, Array(s.sessions.values))
+      return (Array(s.acceptors.values), Array(s.sessions.values))
     }
     for acceptor in acceptors { await acceptor.stop() }
     for session in sessions { await session.stop() }
@@ -132,7 +155,7 @@ public final class Upstream: Sendable {
   public var messages: [ReceivedMessage] { state.withLock { $0.messages } }
 
   /// Replaces the rules; their counts begin anew.
-  public func follow(_ rules: [Rule]) { state.withLock { $0.script = Script(rules) } }
+  public func follow(_ rules: [Rule]) { state.withLock { $0.script = Script(rules, now: options.time.now) } }
 
   /// Shows another certificate from the next handshake on.
   /// - Throws: ``NetworkError/tls(_:)`` when it cannot be used.
@@ -183,6 +206,7 @@ public final class Upstream: Sendable {
       var message = message
       s.statistics.messages += 1
       s.statistics.contentBytes += message.content.count
+      s.script.countMessage()
       message.number = s.statistics.messages
       if options.keepsMessages { s.messages.append(message) }
       let (due, now) = Self.due(&s)
@@ -194,7 +218,15 @@ public final class Upstream: Sendable {
   }
 
   func withScript<Result: Sendable>(_ body: (inout Script) -> Result) -> Result {
-    state.withLock { body(&$0.script) }
+    state.withLock { s in
+      if !s.script.isEmpty { s.script.now = options.time.now }
+      return body(&s.script)
+    }
+  }
+
+  /// In octets; a rule may take less than SIZE promises.
+  var maximumMessageSize: Int {
+    withScript { $0.isEmpty ? nil : $0.maximumSize } ?? options.maximumMessageSize
   }
 
   var tls: TLSContext { state.withLock { $0.tls } }

@@ -49,7 +49,7 @@ extension UpstreamSession {
   }
 
   private func judge(_ name: String, isGood: Bool, isToken: Bool) async throws {
-    let rejection = upstream.withScript { $0.isEmpty ? nil : $0.authRejection() }
+    let rejection = upstream.withScript { $0.isEmpty ? nil : $0.authRejection() }.map(worded)
     guard isGood, rejection == nil else {
       upstream.count { $0.authenticationFailures += 1 }
       if isToken, rejection == nil {

@@ -78,6 +78,9 @@ actor UpstreamSession {
     stream?.close()
   }
 
+  /// Ends a session whose client has connected to `endpoint`.
+  func stop(ifAt endpoint: Endpoint) { if stream?.local == endpoint { stop() } }
+
   // MARK: The dialogue
 
   private func converse() async {
@@ -234,7 +237,7 @@ actor UpstreamSession {
       let parts = parameter.split(separator: "=", maxSplits: 1)
       switch (parts.first?.uppercased() ?? "", parts.count > 1 ? parts[1].uppercased() : nil) {
       case ("SIZE", let value?) where Int(value) != nil:
-        if let size = Int(value), size > upstream.options.maximumMessageSize {
+        if let size = Int(value), size > upstream.maximumMessageSize {
           say(tooLarge)
           return
         }
@@ -281,7 +284,7 @@ actor UpstreamSession {
       return
     }
     guard try await answer(.data, nil, { "354 Go ahead \($0) - gsmtp" }) else { return }
-    var decoder = DotDecoder(limit: upstream.options.maximumMessageSize)
+    var decoder = DotDecoder(limit: upstream.maximumMessageSize)
     while let stream {
       let isComplete = stream.consume { decoder.decode($0) }
       if upstream.withScript({ !$0.isEmpty && $0.disconnectsInData(at: decoder.count) }) { try breakOff() }
@@ -313,7 +316,7 @@ actor UpstreamSession {
       stream.consume { bytes in
         let count = min(left, bytes.count)
         left -= count
-        isTooLarge = isTooLarge || octets.count + count > upstream.options.maximumMessageSize
+        isTooLarge = isTooLarge || octets.count + count > upstream.maximumMessageSize
         // The octets of a refused transaction are read and dropped (RFC 3030 2).
         if open != nil, !isTooLarge { octets.append(contentsOf: bytes[..<count]) }
         return (count, ())
@@ -391,7 +394,12 @@ actor UpstreamSession {
       throw Ending.hangUp
     }
     if directive.disconnects { try breakOff() }
-    return directive.reply
+    return directive.reply.map(worded)
+  }
+
+  /// A reply of the script with an id in its place.
+  func worded(_ reply: String) -> String {
+    reply.contains("{id}") ? reply.replacing("{id}", with: upstream.nextID()) : reply
   }
 
   private func breakOff() throws -> Never {

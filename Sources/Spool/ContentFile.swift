@@ -12,9 +12,11 @@ final class ContentFile: StoredContent {
   let crc: UInt32
   private let core: SpoolCore
   private let file = Mutex<(any DiskFile)?>(nil)
+  /// The checksum of what was read so far, as long as that is from the beginning on and without a gap.
+  private let sum = Mutex<(end: Int, crc: UInt32)?>(nil)
   private let wasAppended = Mutex(false)
 
-  init(id: QueueID, path: String, count: Int, crc: UInt32 = 0, core: SpoolCore) {
+  init(id: QueueID, path: String, count: Int, crc: UInt32, core: SpoolCore) {
     self.id = id
     self.path = path
     self.count = count
@@ -40,10 +42,28 @@ final class ContentFile: StoredContent {
         if bytes.count < wanted {
           return .failure(.corrupt(file: self.path, offset: offset + bytes.count, detail: "the file is too short"))
         }
+        guard self.isSound(bytes, at: offset) else {
+          return .failure(.corrupt(file: self.path, offset: 0, detail: "the checksum of the content is wrong"))
+        }
         return .success(bytes)
       } catch { return .failure(error.asQueueError) }
     }
     return try result.get()
+  }
+
+  /// Whether a content that has been read to its end is the one that was written. Only whoever reads it from the
+  /// beginning, piece by piece, is told: those who send it do.
+  private func isSound(_ bytes: [UInt8], at offset: Int) -> Bool {
+    sum.withLock { sum in
+      if offset == 0 { sum = (0, 0) }
+      guard let known = sum, known.end == offset else {
+        sum = nil
+        return true
+      }
+      let crc = bytes.withUnsafeBytes { LogFormat.checksum($0, after: known.crc) }
+      sum = (offset + bytes.count, crc)
+      return offset + bytes.count < count || crc == self.crc
+    }
   }
 
   private func opened() throws(DiskError) -> any DiskFile {
@@ -70,6 +90,9 @@ struct ContentQueues: Sendable {
     queues[Int(truncatingIfNeeded: id.rawValue &* 0x9E37_79B9_7F4A_7C15 >> 60) % queues.count]
   }
 
+  /// Returns once everything given before has been done.
+  func settle() async { for queue in queues { await queue.run {} } }
+
   /// Runs `work` on the queue of this message, behind what was given for it before.
   func run<T: Sendable>(_ id: QueueID, _ work: @escaping @Sendable () -> T) async -> T {
     await queue(id).run(work)
@@ -95,7 +118,7 @@ final class ContentFileWriter: ContentWriter {
     self.id = id
     path = core.contentPath(id.rawValue)
     self.core = core
-    file = try core.disk.open(path, .create)
+    file = try core.disk.open(path, .createNew)
   }
 
   func write(_ bytes: [UInt8]) async throws(QueueError) {

@@ -48,6 +48,8 @@ public enum OpenMode: Sendable {
   case existing
   /// For reading and writing; is created, or emptied when it exists. Mode 0600.
   case create
+  /// For reading and writing; is created, and must not exist. Mode 0600.
+  case createNew
 }
 
 /// Synchronous disk access; every call may be made from any thread.

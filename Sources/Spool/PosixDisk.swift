@@ -29,6 +29,7 @@ public struct PosixDisk: Disk {
       case .reading: O_RDONLY
       case .existing: O_RDWR
       case .create: O_RDWR | O_CREAT | O_TRUNC
+      case .createNew: O_RDWR | O_CREAT | O_EXCL
       }
     let descriptor = Glibc.open(path, flags | O_CLOEXEC, 0o600)
     guard descriptor >= 0 else { throw DiskError(operation: "open", path: path, code: errno) }

@@ -274,7 +274,10 @@ public protocol QueueStore: Sendable {
   /// - Throws: ``QueueError/full`` when there is no space (a later append may succeed), anything else for good. The
   ///   message is then not queued, and a content file given with it is gone. (Was it a failed sync, the message may
   ///   turn up after a restart all the same: nobody can know what such a disk has kept.)
-  func append(_ id: QueueID, _ envelope: Envelope, _ content: Content) async throws(QueueError)
+  /// - Parameter state: what has happened to it already, in another queue.
+  func append(
+    _ id: QueueID, _ envelope: Envelope, _ content: Content, _ state: MessageState
+  ) async throws(QueueError)
 
   /// Whether there is space for another message of so many octets, with a reserve that is kept for the work on what
   /// is queued already. Asked before mail is accepted; ``append(_:_:_:)`` itself uses the reserve, for notifications.
@@ -311,4 +314,11 @@ public protocol QueueStore: Sendable {
   func entries(startingAfter: QueueID?, limit: Int) async -> [QueueEntry]
 
   var statistics: QueueStatistics { get }
+}
+
+extension QueueStore {
+  /// Queues a message that is new.
+  public func append(_ id: QueueID, _ envelope: Envelope, _ content: Content) async throws(QueueError) {
+    try await append(id, envelope, content, MessageState())
+  }
 }

@@ -139,7 +139,9 @@ struct Recovery {
         guard try scanner.verify(header) || !safeguards.contains(.checksums) else {
           return "the checksum of a record is wrong, or its end is missing"
         }
-        guard try enter(header, number, offset, &scanner) else { return "a record makes no sense" }
+        guard header.id <= QueueID.maximum, try enter(header, number, offset, &scanner) else {
+          return "a record makes no sense"
+        }
         lastID = max(lastID, header.id)
         promised = max(promised, Int(clamping: header.synced))
         scanner.skip(header)

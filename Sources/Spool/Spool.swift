@@ -85,6 +85,8 @@ public final class Spool: QueueStore {
         done.resume()
       }
     }
+    // Contents whose messages have just gone are removed by their own queues.
+    await core.io.settle()
     lock.release()
   }
 
@@ -121,8 +123,10 @@ public final class Spool: QueueStore {
     }
   }
 
-  public func append(_ id: QueueID, _ envelope: Envelope, _ content: Content) async throws(QueueError) {
-    var record = NewRecord(id: id, envelope: envelope)
+  public func append(
+    _ id: QueueID, _ envelope: Envelope, _ content: Content, _ state: MessageState
+  ) async throws(QueueError) {
+    var record = NewRecord(id: id, envelope: envelope, state: state)
     var file: ContentFile?
     switch content {
     case .bytes(let bytes): record.content = bytes

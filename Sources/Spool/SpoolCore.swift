@@ -154,7 +154,7 @@ final class SpoolCore: Sendable {
     let frontEnd = LogFormat.recordHeaderSize + Int(entry.front)
     let bytes = try read(place.file, entry.segment, frontEnd, at: Int(entry.offset))
     let id = entry.id
-    let front: (Envelope, MessageState, UInt32, UInt32)? = bytes.withUnsafeBytes { raw in
+    let front: (Envelope, MessageState, MessageFixed, UInt32, UInt32)? = bytes.withUnsafeBytes { raw in
       guard let header = RecordHeader(raw), header.id == id, header.type == RecordType.message.rawValue else {
         return nil
       }
@@ -168,15 +168,17 @@ final class SpoolCore: Sendable {
         let envelope = try decoder.envelope()
         let state = fixed.stateCount > 0 ? try decoder.state() : MessageState()
         let crc = LogFormat.checksum(UnsafeRawBufferPointer(rebasing: raw[8...]))
-        return (envelope, state, header.crc, crc)
+        return (envelope, state, fixed, header.crc, crc)
       } catch { return nil }
     }
-    guard let (envelope, embedded, expected, crc) = front else { throw damaged(entry.segment, entry.offset) }
+    guard let (envelope, embedded, fixed, expected, crc) = front else { throw damaged(entry.segment, entry.offset) }
     var content = Content.bytes([])
     if withContent {
       if entry.hasFile {
         content = .file(
-          ContentFile(id: QueueID(rawValue: id), path: contentPath(id), count: Int(entry.size), core: self))
+          ContentFile(
+            id: QueueID(rawValue: id), path: contentPath(id), count: Int(entry.size), crc: fixed.contentCRC,
+            core: self))
       } else {
         let bytes = try read(place.file, entry.segment, Int(entry.size), at: Int(entry.offset) + frontEnd)
         guard bytes.withUnsafeBytes({ LogFormat.checksum($0, after: crc) }) == expected else {

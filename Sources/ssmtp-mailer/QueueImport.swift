@@ -99,12 +99,7 @@ private struct ImportOfOne {
           + "the log. If it is there, the message has left: move the files away. If not, remove \(name).importing and "
           + "import again")
     }
-    let detail: QueueDetail = try AdminClient.decoded(response, as: QueueDetail.self)
     try finish()
-    guard detail.life.contains(where: { $0.event == "imported" }) else {
-      throw CommandFailure(
-        .data, "it is queued as \(id), but hold and attempts were lost when the import was interrupted: see to it")
-    }
     Terminal.say("\(name) is queued as \(id), by an import that was interrupted")
   }
 

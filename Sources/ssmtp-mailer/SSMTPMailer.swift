@@ -19,7 +19,7 @@ struct SSMTPMailer: AsyncParsableCommand {
     version: relayVersion,
     subcommands: [
       ServeCommand.self,
-      SendCommand.self, TestCommand.self, ConfigCommand.self, ExplainCommand.self, QueueCommand.self,
+      SendCommand.self, TestCommand.self, DNSCommand.self, ConfigCommand.self, ExplainCommand.self, QueueCommand.self,
       StatusCommand.self, SandboxCommand.self,
     ])
 

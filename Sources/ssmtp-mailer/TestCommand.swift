@@ -10,7 +10,7 @@ struct TestCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "test", abstract: "Try every upstream: DNS, TCP, TLS, certificate, EHLO, AUTH. No mail is sent.",
     discussion: """
-      A failed step says what to do. Passwords are only sent under verified TLS. Exit status 0 when all is well, \
+      Each step shows its time, ✓, ! for what somebody should look at, or ✗; a failed one says what to do. Passwords are only sent under verified TLS. Exit status 0 when all is well, \
       75 when waiting may help, 78 when the configuration or the account has to be changed.
       """)
   @OptionGroup var options: ConfigurationOptions
@@ -51,9 +51,7 @@ struct TestCommand: AsyncParsableCommand {
     if output.json {
       try Terminal.printJSON(Answer(ok: good == reports.count, upstreams: reports))
     } else {
-      print(
-        good == reports.count
-          ? "all well: \(Quantity.count(good, "upstream")) can send" : "\(good) of \(reports.count) upstreams can send")
+      print(ProbeReport.summary(of: reports))
     }
     // What has to be changed weighs more than what may pass.
     let statuses = reports.map(\.status)
@@ -71,6 +69,7 @@ extension ProbeTarget {
     caFile = domain.tlsCAFile
     minimumTLS = domain.tlsMinimum == .tls13 ? .tls13 : .tls12
     timeout = global.connectionTimeout
+    maximumMessageSize = global.maxMessageSize
   }
 
   private static func login(_ domain: DomainSettings) -> Login? {

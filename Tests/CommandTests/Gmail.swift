@@ -18,14 +18,18 @@ struct Gmail {
   static let user = "mail-relay@dreamlikelabs.com"
   static let password = "your_gmail_app_password_here"
 
-  init(_ script: [Rule] = [], names: [String] = ["localhost", "127.0.0.1"], implicitTLS: Bool = false) async throws {
+  init(
+    _ script: [Rule] = [], names: [String] = ["localhost", "127.0.0.1"], implicitTLS: Bool = false,
+    valid: ClosedRange<Duration> = .seconds(-3600) ... .seconds(86_400 * 30)
+  ) async throws {
     var template = Array("/tmp/ssmtp-command-tests.XXXXXX".utf8CString)
     guard mkdtemp(&template) != nil else { throw SandboxError.system("mkdtemp", errno) }
     directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     caFile = directory + "/ca.pem"
     let authority = try CertificateAuthority(commonName: "Sandbox")
     try authority.writeCertificate(to: caFile)
-    try authority.issue(names: names).write(certificateFile: directory + "/cert.pem", keyFile: directory + "/key.pem")
+    try authority.issue(names: names, valid: valid).write(
+      certificateFile: directory + "/cert.pem", keyFile: directory + "/key.pem")
     var options = UpstreamOptions(certificateFile: directory + "/cert.pem", keyFile: directory + "/key.pem")
     options.passwords = [Self.user: Self.password]
     options.script = script

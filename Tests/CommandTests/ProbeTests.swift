@@ -23,13 +23,17 @@ import Testing
     return report
   }
 
+  private let wholeWay: [ProbeReport.Name] = [
+    .dns, .tcp, .banner, .ehlo, .starttls, .chain, .name, .expiry, .ehlo, .features, .auth,
+  ]
+
   @Test(arguments: [Credential.Mechanism.plain, .login])
   func everyStepPassesAgainstAHealthyUpstream(mechanism: Credential.Mechanism) async throws {
     let gmail = try await Gmail()
     let report = try await probe(gmail, mechanism: mechanism)
     #expect(report.ok)
     #expect(report.status == .success)
-    #expect(report.steps.map(\.name) == [.dns, .tcp, .banner, .ehlo, .starttls, .certificate, .ehlo, .auth])
+    #expect(report.steps.map(\.name) == wholeWay)
     #expect(gmail.upstream.statistics.messages == 0)
     #expect(!report.lines().joined().contains(Gmail.password))
   }
@@ -39,7 +43,7 @@ import Testing
     let port = gmail.upstream.implicitTLSEndpoint.port
     let report = try await probe(gmail, security: .implicitTLS, port: port)
     #expect(report.ok)
-    #expect(report.steps.map(\.name) == [.dns, .tcp, .tls, .certificate, .banner, .ehlo, .auth])
+    #expect(report.steps.map(\.name) == [.dns, .tcp, .tls, .chain, .name, .expiry, .banner, .ehlo, .features, .auth])
   }
 
   @Test func aWrongPasswordNamesTheAppPassword() async throws {
@@ -60,14 +64,44 @@ import Testing
     let gmail = try await Gmail()
     let report = try await probe(gmail, serverName: "smtp.gmail.com")
     #expect(report.status == .configuration)
-    #expect(report.steps.last?.name == .certificate)
+    #expect(report.steps.last?.name == .name)
     #expect(gmail.upstream.statistics.authentications + gmail.upstream.statistics.authenticationFailures == 0)
+  }
+
+  @Test func aCertificateThatEndsSoonIsAWarningAndOneThatHasEndedIsTheEnd() async throws {
+    let soon = try await probe(Gmail(valid: .seconds(-3600) ... .seconds(86_400 * 5 + 60)))
+    #expect(soon.ok)
+    let expiry = try #require(soon.steps.first { $0.name == .expiry })
+    #expect(expiry.warning && expiry.detail.hasPrefix("5 days left"), "\(expiry)")
+    let gmail = try await Gmail(valid: .seconds(-7200) ... .seconds(-3600))
+    let late = try await probe(gmail)
+    #expect(late.status == .configuration)
+    #expect(late.steps.last?.name == .expiry)
+    #expect(gmail.upstream.statistics.authentications + gmail.upstream.statistics.authenticationFailures == 0)
+  }
+
+  @Test func addressesFromAFileAreAWarningUnlessTheyAreThisMachine() async throws {
+    struct Hosts: AddressSource {
+      func addresses(of name: String) async throws(NetworkError) -> AddressAnswer {
+        var answer = AddressAnswer(addresses: ["192.0.2.1"].compactMap { IPAddress($0) }, timeToLive: .seconds(10))
+        answer.isFromDNS = false
+        return answer
+      }
+    }
+    var target = ProbeTarget(
+      domain: "d", account: "a", host: "smtp.gmail.com", port: 587, security: .startTLS, login: nil, heloName: "h")
+    target.timeout = .milliseconds(50)
+    let report = await UpstreamProbe(target, names: Hosts()).run(on: Gmail.clientLoop)
+    #expect(report.steps.first?.warning == true)
+    #expect(report.steps.first?.advice?.contains("/etc/hosts") == true)
+    let healthy = try await probe(Gmail())
+    #expect(healthy.steps.allSatisfy { !$0.warning })
   }
 
   @Test func anUnknownAuthorityEndsTheProbeBeforeAnySecret() async throws {
     let gmail = try await Gmail()
     let report = try await probe(gmail, trusts: false)
-    #expect(report.steps.last?.name == .certificate)
+    #expect(report.steps.last?.name == .chain)
     #expect(gmail.upstream.statistics.authentications + gmail.upstream.statistics.authenticationFailures == 0)
   }
 
@@ -91,8 +125,56 @@ import Testing
     #expect(report.steps.last?.advice != nil)
   }
 
+  private struct Table: AddressSource {
+    let addresses: [String]
+    func addresses(of name: String) async throws(NetworkError) -> AddressAnswer {
+      AddressAnswer(addresses: addresses.compactMap { IPAddress($0) }, timeToLive: .seconds(300))
+    }
+  }
+
+  @Test func everyAddressIsTriedAndADeadOneIsAWarning() async throws {
+    let gmail = try await Gmail()
+    var target = ProbeTarget(
+      domain: "d", account: Gmail.user, host: "smtp.example", port: gmail.upstream.endpoint.port, security: .startTLS,
+      login: .init(mechanism: .plain, username: Gmail.user, secret: Gmail.password), serverName: "localhost",
+      heloName: "h.example")
+    target.caFile = gmail.caFile
+    target.timeout = .seconds(5)
+    let report = await UpstreamProbe(target, names: Table(addresses: ["127.0.0.2", "127.0.0.1"])).run(
+      on: Gmail.clientLoop)
+    await gmail.stop()
+    #expect(report.ok)
+    let tries = report.steps.filter { $0.name == .tcp }
+    #expect(tries.map(\.warning) == [true, false])
+    #expect(tries.map(\.ok) == [true, true])
+    #expect(report.lines().last?.contains("can send, 1 warning") == true, "\(report.lines())")
+    #expect(ProbeReport.summary(of: [report]) == "all well: 1 upstream can send, with 1 warning")
+  }
+
+  @Test func missingExtensionsAndASmallerSizeArePointedOut() async throws {
+    let gmail = try await Gmail([.noChunking, .noPipelining])
+    var target = ProbeTarget(
+      domain: "d", account: Gmail.user, host: "127.0.0.1", port: gmail.upstream.endpoint.port, security: .startTLS,
+      login: nil, serverName: "localhost", heloName: "h.example")
+    target.caFile = gmail.caFile
+    target.maximumMessageSize = 40_000_000
+    let report = await UpstreamProbe(target).run(on: Gmail.clientLoop)
+    await gmail.stop()
+    let features = try #require(report.steps.last)
+    #expect(features.name == .features && features.ok && features.warning)
+    #expect(features.detail.contains("no CHUNKING") && features.detail.contains("no PIPELINING"))
+    #expect(features.advice?.contains("max_message_size = 35882577") == true)
+  }
+
+  @Test func theSummaryNamesWhereEachUpstreamEnds() async throws {
+    let report = try await probe(Gmail(), password: "wrong")
+    #expect(
+      ProbeReport.summary(of: [report]) == "not well: 0 of 1 upstream can send; dreamlikelabs.com ends at auth")
+    #expect(report.lines().last?.contains("✗ cannot send: it ends at auth") == true)
+  }
+
   @Test func aNameThatDoesNotExistIsAMistakeAndSilenceIsNot() async throws {
-    struct Table: AddressSource {
+    struct Nobody: AddressSource {
       let error: NetworkError
       func addresses(of name: String) async throws(NetworkError) -> AddressAnswer { throw error }
     }
@@ -101,11 +183,11 @@ import Testing
       heloName: "h")
     let loop = Gmail.clientLoop
     let unknown = await UpstreamProbe(
-      target, names: Table(error: .resolution("the name smtp.example.invalid does not exist"))
+      target, names: Nobody(error: .resolution("the name smtp.example.invalid does not exist"))
     ).run(on: loop)
     #expect(unknown.status == .configuration)
     let silent = await UpstreamProbe(
-      target, names: Table(error: .resolution("no name server answered for smtp.example.invalid"))
+      target, names: Nobody(error: .resolution("no name server answered for smtp.example.invalid"))
     ).run(on: loop)
     #expect(silent.status == .tryAgain)
   }

@@ -231,20 +231,33 @@ import Testing
     #expect(bench.store.messages.isEmpty)
   }
 
+  @Test func whatIsNoFailureLeavesHalfOfTheLimitsToFailures() {
+    let start = MonotonicInstant(nanoseconds: 0)
+    let limiter = NotificationLimiter(now: start)
+    func grants(_ count: Int, isFailure: Bool) -> Int {
+      (0..<count).count { _ in limiter.ask("a@x", isFailure: isFailure, now: start) == .granted(withheld: 0) }
+    }
+    #expect(grants(100, isFailure: false) == 10)
+    #expect(grants(10, isFailure: true) == 10, "those who lost mail are told all the same")
+    #expect(grants(1, isFailure: true) == 0)
+  }
+
   @Test func limiterBoundsAllAddressesTogetherAndEndsAStormWhenItsBucketIsFull() {
     let start = MonotonicInstant(nanoseconds: 0)
     let limiter = NotificationLimiter(now: start)
-    for number in 0..<100 { #expect(limiter.ask("a\(number)@x", now: start) == .granted(withheld: 0)) }
+    for number in 0..<100 { #expect(limiter.ask("a\(number)@x", isFailure: true, now: start) == .granted(withheld: 0)) }
     func isFirst(_ now: MonotonicInstant) -> Bool? {
-      if case .refused(_, let isFirst) = limiter.ask("b@x", now: now) { isFirst } else { nil }
+      if case .refused(_, let isFirst) = limiter.ask("b@x", isFailure: true, now: now) { isFirst } else { nil }
     }
     #expect(isFirst(start) == true && isFirst(start) == false)
     // One is granted every 7.2 seconds, and that does not end the storm.
     #expect(isFirst(start + .seconds(8)) == nil && isFirst(start + .seconds(8)) == false)
-    #expect(limiter.ask("b@x", now: start + .seconds(3600)) == .granted(withheld: 3))
+    #expect(limiter.ask("b@x", isFailure: true, now: start + .seconds(3600)) == .granted(withheld: 3))
     var granted = 0
     for second in 0..<3600 {
-      if case .granted = limiter.ask("c\(second)@x", now: start + .seconds(7200 + second)) { granted += 1 }
+      if case .granted = limiter.ask("c\(second)@x", isFailure: true, now: start + .seconds(7200 + second)) {
+        granted += 1
+      }
     }
     #expect((598...601).contains(granted))
   }

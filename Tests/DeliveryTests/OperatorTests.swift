@@ -31,6 +31,47 @@ import Testing
     #expect(bench.store.messages.isEmpty)
   }
 
+  @Test func ordersAtTheSameTimeDoNotTakeAMessageOutOfTheScheduler() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 no", times: 1)])
+    let id = try await bench.submit(to: ["slow@example.test"], from: "")
+    await bench.settled(id, attempts: 1)
+    for _ in 0..<50 {
+      await withTaskGroup(of: OperatorBounce.self) { group in
+        for _ in 0..<6 { group.addTask { await bench.delivery.bounce(id, by: "test") } }
+        for await outcome in group { #expect(outcome != .bounced && outcome != .noSuchMessage) }
+      }
+    }
+    #expect(await bench.account().queued == 1)
+    bench.time.advance(by: .seconds(60))
+    #expect(await bench.upstream.messages(atLeast: 1).count == 1)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func clockThatWasAheadHoldsNothingBack() async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    let id = try await bench.submit()
+    let year = Duration.seconds(365 * 86_400)
+    bench.store.update(id) { [time = bench.time] state in
+      state.lanes["example.test"] = Lane(nextAttempt: time.wallClock + year, attempts: 3, lastReply: "450 no")
+    }
+    let other = bench.store.nextID()
+    let recipients = [Recipient(address: "a@example.test", original: "a@example.test", account: "example.test")]
+    let envelope = Envelope(reversePath: "", recipients: recipients, arrival: bench.time.wallClock + year)
+    try await bench.store.append(other, envelope, .bytes(Array("Subject: x\r\n\r\n".utf8)))
+    await bench.delivery.recover(
+      [(id, 3), (other, 0)].map { id, attempts in
+        let lane = EntryLane(
+          account: "example.test", nextAttempt: bench.time.wallClock + year, attempts: attempts)
+        return QueueEntry(
+          id: id, size: 10, arrival: bench.time.wallClock, lanes: [lane], isHeld: false, isDead: false)
+      })
+    await enable(bench)
+    #expect(await bench.upstream.messages(atLeast: 2).count == 2)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
   @Test func timeOnHoldDoesNotAgeAndReleaseTriesAtOnce() async throws {
     let bench = try await Bench([.recipient("slow@", "450 4.2.1 no", times: 1)])
     let id = try await bench.submit(to: ["slow@example.test"])

@@ -239,8 +239,10 @@ final class WatchedStore: QueueStore {
   }
 
   func nextID() -> QueueID { memory.nextID() }
-  func append(_ id: QueueID, _ envelope: Envelope, _ content: Content) async throws(QueueError) {
-    try await memory.append(id, envelope, content)
+  func append(
+    _ id: QueueID, _ envelope: Envelope, _ content: Content, _ state: MessageState
+  ) async throws(QueueError) {
+    try await memory.append(id, envelope, content, state)
   }
   func read(_ id: QueueID) async throws(QueueError) -> QueuedMessage? { try await memory.read(id) }
   func readEnvelope(_ id: QueueID) async throws(QueueError) -> (Envelope, MessageState)? {

@@ -170,8 +170,7 @@ final class Life: @unchecked Sendable {
     await delivery.recover(await spool.entries(startingAfter: nil, limit: .max))
     guard isLast else { return }
     for entry in await spool.entries(startingAfter: nil, limit: .max) where entry.isHeld {
-      spool.update(entry.id) { $0.isHeld = false }
-      await delivery.retry(entry.id)
+      _ = await delivery.release(entry.id, by: "test")
     }
   }
 
@@ -224,11 +223,18 @@ final class Life: @unchecked Sendable {
   private func order(_ spool: Spool, _ delivery: Delivery) async {
     let open = world.letters.filter { $0.isOpen && $0.id != nil }
     guard let letter = open.isEmpty ? nil : simulator.random.pick(open), let id = letter.id else { return }
-    switch simulator.random.below(3) {
+    switch simulator.random.below(6) {
     case 0:
       letter.isDeleted = true
       if await delivery.delete(id), !isOver { letter.isRemoved = true }
-    case 1: spool.update(id) { $0.isHeld = true }
+    case 1: _ = await delivery.hold(id, by: "test")
+    case 2: _ = await delivery.release(id, by: "test")
+    case 3:
+      // Two orders at once must not lose each other's entries.
+      letter.refused.formUnion(letter.recipients.indices)
+      async let first = delivery.bounce(id, by: "test")
+      async let second = delivery.bounce(id, by: "test")
+      _ = await (first, second)
     default: await delivery.retry(id)
     }
   }

@@ -42,7 +42,7 @@ struct Schedule: Sendable {
       fate.options.safeguards = safeguards
       if isLast {
         fate.clients = 1
-        fate.patience = .seconds(20 * 86_400)
+        fate.patience = .seconds(4 * 86_400)
         simulator.wallClockShift = max(simulator.wallClockShift, .zero)
       } else if simulator.random.chance(0.1) {
         simulator.wallClockShift = .seconds(Int64(simulator.random.pick([-86_400, -60, 60, 86_400])))

@@ -175,15 +175,17 @@ final class SimulatedDisk: Disk, @unchecked Sendable {
   }
 
   func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
-    try perform("open", path, mode == .create ? .write : .read) { () throws(DiskError) -> any DiskFile in
+    try perform("open", path, mode == .existing || mode == .reading ? .read : .write) {
+      () throws(DiskError) -> any DiskFile in
       if let inode = platter.names[path] {
+        if mode == .createNew { throw DiskError(operation: "open", path: path, code: EEXIST) }
         if mode == .create {
           inode.cached = []
           inode.unsynced.append(.truncate(0))
         }
         return SimulatedFile(disk: self, inode: inode, path: path)
       }
-      guard mode == .create else { throw DiskError(operation: "open", path: path, code: ENOENT) }
+      guard mode == .create || mode == .createNew else { throw DiskError(operation: "open", path: path, code: ENOENT) }
       let inode = Platter.Inode()
       platter.put(path, inode)
       return SimulatedFile(disk: self, inode: inode, path: path)

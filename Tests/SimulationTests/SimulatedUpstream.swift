@@ -138,7 +138,7 @@ final class SimulatedLink: UpstreamLink, @unchecked Sendable {
       } else if life.chance(\.refusesRecipient) {
         outcomes.append(.refused(Reply(550, "5.1.1", "No such user"), stage: .rcpt))
         hasFailures = true
-        life.world.refused(job)
+        life.world.refused(job, index)
       } else if life.chance(\.defersRecipient) {
         outcomes.append(.refused(Reply(450, "4.2.1", "Later"), stage: .rcpt))
       } else {

@@ -16,11 +16,12 @@ final class Letter: @unchecked Sendable {
   var isAcknowledged = false
   /// By recipient: each time the upstream took it.
   var deliveries: [Int: [Delivered]] = [:]
-  /// The upstream refused a recipient for good.
-  var isRefused = false
+  /// Recipients that the upstream, or an operator, refused for good.
+  var refused: Set<Int> = []
+  /// Recipients that a notification has named.
+  var noticed: Set<Int> = []
   /// A notification about it was refused itself.
   var isNoticeRefused = false
-  var notices = 0
   /// An operator has ordered its removal, in whatever life.
   var isDeleted = false
   /// The process of now has carried that out.
@@ -48,9 +49,11 @@ final class Letter: @unchecked Sendable {
     self.recipients = recipients
   }
 
-  var isDelivered: Bool { recipients.indices.allSatisfy { deliveries[$0] != nil } }
-  /// Somebody is still to get it, or to be told.
-  var isOpen: Bool { isAcknowledged && !isDeleted && !isDelivered && !isRefused && notices == 0 }
+  /// Recipients who are still to get it, or whose sender is still to be told.
+  var open: [Int] {
+    recipients.indices.filter { deliveries[$0] == nil && !refused.contains($0) && !noticed.contains($0) }
+  }
+  var isOpen: Bool { isAcknowledged && !isDeleted && !open.isEmpty }
 }
 
 /// A seed's machine. Belongs to its simulator's thread.
@@ -116,15 +119,20 @@ final class World: @unchecked Sendable {
     }
   }
 
-  func refused(_ job: Job) {
+  func refused(_ job: Job, _ index: Int) {
     if let letter = byID[job.id] {
-      letter.isRefused = true
+      letter.refused.insert(index)
     } else if case .bytes(let bytes) = job.content {
       about(bytes)?.isNoticeRefused = true
     }
   }
 
-  private func told(_ content: [UInt8]) { about(content)?.notices += 1 }
+  private func told(_ content: [UInt8]) {
+    guard let letter = about(content) else { return }
+    let text = String(decoding: content, as: UTF8.self)
+    for (index, recipient) in letter.recipients.enumerated()
+    where text.contains("Final-Recipient: rfc822; \(recipient.address)\r\n") { letter.noticed.insert(index) }
+  }
 
   /// The letter that a notification is about: it carries the header of the original.
   private func about(_ content: [UInt8]) -> Letter? {
@@ -221,8 +229,10 @@ final class World: @unchecked Sendable {
       }
     }
     for letter in letters where letter.isAcknowledged && !letter.isDeleted {
-      guard let id = letter.id, !letter.isDelivered, letter.notices == 0, !letter.isNoticeRefused else { continue }
-      if !dead.contains(id) { violate("letter \(letter.number) was acknowledged and is lost in the end") }
+      guard let id = letter.id, !letter.isNoticeRefused, !dead.contains(id) else { continue }
+      for index in letter.recipients.indices where letter.deliveries[index] == nil && !letter.noticed.contains(index) {
+        violate("letter \(letter.number) was acknowledged and is lost in the end to recipient \(index)")
+      }
     }
     if !spool.admits(100) { violate("the queue takes no new mail although all of it is gone") }
   }

@@ -230,6 +230,29 @@ import Testing
     #expect(disk.snapshot()["/q/content/\(id)"] == nil)
   }
 
+  @Test func damagedContentFileIsNoticedByWhoReadsItToItsEnd() async throws {
+    let disk = MemoryDisk()
+    let spool = try open(disk)
+    let id = spool.nextID()
+    let writer = try await spool.makeContentWriter(for: id)
+    try await writer.write(body(1000))
+    try await spool.append(id, envelope(), try await writer.finish())
+    func read(_ spool: Spool) async throws -> [UInt8] {
+      guard case .file(let file) = try await spool.read(id)?.content else { return [] }
+      return try await file.read(at: 0, count: 600) + (try await file.read(at: 600, count: 600))
+    }
+    #expect(try await read(spool) == body(1000))
+    var files = disk.snapshot()
+    files["/q/content/\(id)"]?[300] ^= 1
+    let damaged = try open(MemoryDisk(files))
+    let error = await #expect(throws: QueueError.self) { try await read(damaged) }
+    guard case .corrupt(let path, _, _) = error else {
+      Issue.record("\(String(describing: error))")
+      return
+    }
+    #expect(path == "/q/content/\(id)")
+  }
+
   @Test func discardedContentIsGone() async throws {
     let disk = MemoryDisk()
     let spool = try open(disk)

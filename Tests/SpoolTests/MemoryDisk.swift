@@ -59,7 +59,7 @@ final class MemoryDisk: Disk {
 
   func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
     let found = state.withLock { s in
-      if mode == .create {
+      if mode == .create || mode == .createNew {
         if let node = s.files[path] { node.data = [] } else { s.files[path] = Node() }
       }
       return s.files[path] != nil

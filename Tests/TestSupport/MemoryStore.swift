@@ -39,11 +39,13 @@ public final class MemoryStore: QueueStore {
     }
   }
 
-  public func append(_ id: QueueID, _ envelope: Envelope, _ content: Content) async throws(QueueError) {
+  public func append(
+    _ id: QueueID, _ envelope: Envelope, _ content: Content, _ initial: MessageState
+  ) async throws(QueueError) {
     state.withLock { $0.onAppend }?(id)
     let error = state.withLock { state in
       if state.error == nil {
-        state.messages[id] = QueuedMessage(id: id, envelope: envelope, state: MessageState(), content: content)
+        state.messages[id] = QueuedMessage(id: id, envelope: envelope, state: initial, content: content)
       }
       return state.error
     }
