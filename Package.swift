@@ -43,7 +43,7 @@ let package = Package(
     room("Message", ["Primitives", "SMTP"]),
     room("OAuth", ["Primitives", "CCurl", "COpenSSL"]),
     room("Configuration", ["Primitives", "SMTP", "OAuth"]),
-    room("Routing", ["Primitives", "SMTP", "Configuration"]),
+    room("Routing", ["Primitives", "SMTP", "Configuration", "COpenSSL"]),
     room("Network", ["Primitives", "COpenSSL", "CLinux", collections]),
     room("Spool", ["Primitives", "CChecksum", "CLinux", collections]),
     room("Server", ["Primitives", "SMTP", "Message", "Routing", "Network", "Spool", collections, logging]),

@@ -5,6 +5,7 @@ public enum ExitStatus: Int32, Sendable, Hashable {
   case success = 0
   case usage = 64
   case data = 65
+  case noUser = 67
   case unavailable = 69
   case tryAgain = 75
   case refused = 77

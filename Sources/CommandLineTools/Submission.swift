@@ -33,6 +33,10 @@ public struct Submission: Sendable {
   /// With CRLF line ends.
   public var content: [UInt8]
   public var smtpUTF8 = false
+  /// NOTIFY for each recipient, RET and ENVID (RFC 3461).
+  public var notify: RecipientParameters.Notify?
+  public var ret: MailParameters.Return?
+  public var envelopeID: String?
   /// What we say in EHLO.
   public var heloName: String
   public var timeout = Duration.seconds(60)
@@ -85,7 +89,7 @@ public struct Submission: Sendable {
       if mustReset { try Self.check(await connection.exchange("RSET", within: timeout)) }
       let transaction = ClientTransaction(
         reversePath: reversePath, recipients: part, size: content.count, is8Bit: content.contains { $0 >= 0x80 },
-        smtpUTF8: smtpUTF8, capabilities: capabilities)
+        smtpUTF8: smtpUTF8, capabilities: capabilities, dsn: dsn(part.count))
       let outcome: ClientTransaction.Outcome
       do { outcome = try await connection.send(content, through: transaction, within: timeout) } catch {
         // What other transactions have achieved must be told all the same.
@@ -113,9 +117,22 @@ public struct Submission: Sendable {
     return report
   }
 
+  private func dsn(_ count: Int) -> ClientTransaction.DSNOptions? {
+    guard notify != nil || ret != nil || envelopeID != nil else { return nil }
+    let parameters = RecipientParameters(notify: notify, originalRecipient: nil)
+    return .init(ret: ret, envelopeID: envelopeID, recipients: Array(repeating: parameters, count: count))
+  }
+
   private static func check(_ reply: Reply) throws(CommandFailure) {
     if reply.isPositive { return }
     throw CommandFailure(reply.isPermanent ? .refused : .tryAgain, "the server answers: \(reply)")
+  }
+
+  /// What a refused recipient means for the caller of sendmail: 67 when nobody of a name is there.
+  public static func sendmailStatus(_ report: Report) -> ExitStatus {
+    guard report.status == .refused else { return report.status }
+    let refusals = report.results.filter { !$0.isAccepted && $0.reply.isPermanent }
+    return refusals.allSatisfy { $0.reply.enhanced.map { $0.subject == 1 } ?? false } ? .noUser : .refused
   }
 
   /// The id in `250 2.0.0 Ok: queued as ID`; the whole text when it says it otherwise.

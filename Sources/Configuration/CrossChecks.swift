@@ -25,6 +25,7 @@ struct CrossChecks {
     for (domain, reader) in domains {
       check(domain, reader, &findings)
       checkFallbacks(of: domain, reader, settings, &findings)
+      domain.checkSender(reader, settings.global, &findings)
     }
     for (user, reader) in users {
       if let domain = user.domain { checkExists(domain, "domain", reader, settings, &findings) }

@@ -69,6 +69,7 @@ extension GlobalSettings {
     delayWarning = reader.duration("delay_warning", default: defaults.delayWarning, allowsZero: true, &findings)
     adminSocket = reader.path("admin_socket", default: defaults.adminSocket, &findings)
     metricsListen = reader.endpoints("metrics_listen", default: [], &findings)
+    readSRS(&reader, files: files, &findings)
     findCertificate(&reader, files, &findings)
     let unbuilt = [
       ("listen_submission", !listenSubmission.isEmpty), ("listen_smtps", !listenSMTPS.isEmpty),
@@ -140,12 +141,7 @@ extension DomainSettings {
     fallbackAccounts = reader.list(
       "fallback_account", default: [], wanted: "names of [domain:] sections", show: \.self, &findings
     ) { ValueReader.isHostname($0) ? $0.lowercased() : nil }
-    envelopeSender = reader.choice("envelope_sender", default: .keep, &findings)
-    fromHeader = reader.choice("from_header", default: .keep, &findings)
-    let unbuilt = [
-      ("envelope_sender", envelopeSender != .keep), ("from_header", fromHeader != .keep),
-    ]
-    reader.warnUnbuilt(unbuilt, &findings)
+    readSender(&reader, &findings)
   }
 
   /// What these hosts are known to allow an account in 24 hours.

@@ -66,6 +66,10 @@ public struct GlobalSettings: Sendable {
   public var delayWarning = Duration.seconds(4 * 3600)
   public var adminSocket = "/run/ssmtp-mailer/admin.sock"
   public var metricsListen: [Endpoint] = []
+  /// The first signs, all verify; empty without SRS.
+  public var srsSecrets: [Secret] = []
+  /// nil: ``defaultHostname``.
+  public var srsDomain: String?
 
   public init() {}
 }
@@ -104,6 +108,8 @@ public struct DomainSettings: Sendable {
   public var fallbackAccounts: [String] = []
   public var envelopeSender = EnvelopeSenderMode.keep
   public var fromHeader = FromHeaderMode.keep
+  /// Aliases whose own address may stand in From.
+  public var sendAs: [AddressPattern] = []
   /// Whether this is this relay itself, which is never connected to.
   public var isLocal = false
 

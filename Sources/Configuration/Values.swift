@@ -143,6 +143,12 @@ enum ValueReader {
 }
 
 extension Duration {
+  /// Reads `30` (seconds), `30s`, `5m`, `4h`, `5d`.
+  public init?(configurationText text: String) {
+    guard let value = ValueReader.duration(text) else { return nil }
+    self = value
+  }
+
   /// As the configuration writes it: `90s`, `5m`, `4h`, `5d`.
   var configurationText: String {
     let seconds = components.seconds

@@ -23,11 +23,31 @@ public enum AdminPath {
   public static let newID = "/v1/queue/new-id"
   /// POST queues a message under `id=ID`: a line with its document, then its content.
   public static let importing = "/v1/queue/import"
+  /// GET: what was last said about the recipients of a message, also shortly after it has left the queue.
+  public static func verdict(_ id: String) -> String { "/v1/verdicts/\(id)" }
 }
 
 /// What an operator can have done with messages.
 public enum QueueOrder: String, Sendable, CaseIterable {
   case retry, hold, release, delete, bounce
+}
+
+/// What the upstreams said about a message.
+public struct VerdictReport: Codable, Sendable, Equatable {
+  public struct Recipient: Codable, Sendable, Equatable {
+    /// As the client named it.
+    public var recipient: String
+    public var address: String
+    /// `sent`, `deferred`, `bounced`, `expired`.
+    public var status: String
+    public var reply: String
+    public var upstream: String
+  }
+  public var id: String
+  /// Whether the message is still in the queue.
+  public var isQueued: Bool
+  /// Those that were tried.
+  public var recipients: [Recipient]
 }
 
 /// The state of the daemon.

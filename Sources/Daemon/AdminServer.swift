@@ -13,6 +13,7 @@ import struct Logging.Logger
 /// Puts the admin API and the metrics on sockets.
 struct AdminServer: Sendable {
   let queue: QueueAPI
+  let verdicts: @Sendable (QueueID) async throws -> VerdictReport
   let status: @Sendable () async -> StatusReport
 
   /// An import of the largest message through a slow disk takes its time.
@@ -27,6 +28,15 @@ struct AdminServer: Sendable {
       accounts: { await delivery.snapshots() })
     let orders = QueueOrders(reports: reports, taker: DeliveryOrders(store: store, delivery: delivery), log: log)
     queue = QueueAPI(reports: reports, orders: orders)
+    verdicts = { id in
+      // In this order: what leaves the queue between the two has got its verdict before.
+      let isQueued = try await store.readEnvelope(id) != nil
+      let recipients = delivery.verdicts(id).map {
+        VerdictReport.Recipient(
+          recipient: $0.recipient, address: $0.address, status: $0.status, reply: "\($0.reply)", upstream: $0.upstream)
+      }
+      return VerdictReport(id: id.description, isQueued: isQueued, recipients: recipients)
+    }
     self.status = status
   }
 
@@ -52,6 +62,12 @@ struct AdminServer: Sendable {
       Self.http(try AdminResponse(await status()))
     }
     await server.appendRoute(HTTPRoute("GET \(AdminPath.metrics)")) { _ in MetricsServer.metrics(await status()) }
+    await server.appendRoute(HTTPRoute("GET /v1/verdicts/*")) { request in
+      guard let id = QueueID(request.path.split(separator: "/").last.map(String.init) ?? "") else {
+        return Self.http(try AdminResponse(404, "no such message"))
+      }
+      return Self.http(try AdminResponse(try await verdicts(id)))
+    }
     for path in ["/v1/queue", "/v1/queue/*"] {
       await server.appendRoute(HTTPRoute("GET,POST \(path)")) { try await answer($0) }
     }

@@ -94,9 +94,14 @@ public final class Relay: Sendable {
       store: spool, resolver: Resolver(source: SystemNames(), time: time), loops: loops.reversed(), time: time,
       settings: DeliverySettings(settings), log: log,
       ledgers: LedgerFiles(directory: settings.global.queueDir + "/ledger", disk: PosixDisk()),
+      departure: { account, lane, envelope in
+        routes.withLock { $0 }.outbound.departure(envelope, of: lane, by: account, now: time.wallClock)
+      },
       routeBounce: { sender in
         guard let mailbox = try? Mailbox(parsing: sender) else { return nil }
-        return routes.withLock { $0 }.routeBounce(to: mailbox).map { ($0.address.description, $0.account) }
+        return routes.withLock { $0 }.routeBounce(to: mailbox, now: time.wallClock).map {
+          ($0.address.description, $0.account)
+        }
       })
     self.delivery = delivery
     server = SMTPServer(

@@ -3,11 +3,14 @@
 import Configuration
 import Delivery
 import Logging
+import Message
 import Network
 import OAuth
 import Primitives
 import Routing
+import SMTP
 import Server
+import Spool
 import Telemetry
 
 extension Settings {
@@ -105,5 +108,24 @@ extension UpstreamSettings {
     case .oauthBearer: mechanism = .oauthBearer
     }
     return Credential(mechanism: mechanism, username: username, secret: password.reveal())
+  }
+}
+
+extension OutboundSender {
+  /// What an account changes about a message. All its recipients there decide, not those still open: a message that is
+  /// sent again must not change its From.
+  func departure(_ envelope: Envelope, of lane: String, by account: String, now: Timestamp) -> Departure? {
+    guard changes(account: account) else { return nil }
+    let name = account.lowercased()
+    let lane = lane.lowercased()
+    let recipients = envelope.recipients.filter { $0.account.lowercased() == lane }.map(\.original)
+    let reversePath = reversePath(envelope.reversePath, account: name, now: now)
+    guard let via = via(account: name, recipients: recipients) else {
+      return reversePath == envelope.reversePath ? nil : Departure(reversePath: reversePath)
+    }
+    let from = FromRewriting(
+      address: via.address, label: via.label, reversePath: try? Mailbox(parsing: envelope.reversePath),
+      isOurs: { isOurs($0) })
+    return Departure(reversePath: reversePath, from: from)
   }
 }

@@ -64,7 +64,7 @@ extension Account {
       guard let entry = takeForLending() else { return await carrier.withdrawGuest() }
       active.insert(entry.id)
       lent[entry.id] = carrier
-      guard let job = await jobToLend(entry) else {
+      guard let job = await jobToLend(entry, to: carrier) else {
         await carrier.withdrawGuest()
         continue
       }
@@ -98,19 +98,29 @@ extension Account {
     return nil
   }
 
-  private func jobToLend(_ entry: Due) async -> Job? {
+  /// As it leaves through the carrier, whose rules about senders count.
+  private func jobToLend(_ entry: Due, to carrier: Account) async -> Job? {
     if let message = takeFresh(entry.id) {
-      return Job(
+      let job = Job(
         id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
         content: message.content, lane: name)
+      return services.leavingNow(job, by: carrier.name)
     }
-    let message: QueuedMessage?
-    do { message = try await services.store.read(entry.id) } catch {
+    let job: Job?
+    do {
+      let read = try await services.store.read(entry.id).flatMap { self.job(for: $0, entry) }
+      if let read { job = try await services.leaving(read, by: carrier.name) } else { job = nil }
+    } catch {
       services.log.error("\(entry.id): cannot read the message from the queue: \(error)")
+      if case .corrupt = error {
+        damaged(entry.id, error)
+        takeBack(entry.id, nil)
+        return nil
+      }
       takeBack(entry.id, Due(when: (time.wallClock + .seconds(60)).microseconds, id: entry.id))
       return nil
     }
-    if let message, let job = job(for: message, entry) { return job }
+    if let job { return job }
     takeBack(entry.id, nil)
     return nil
   }

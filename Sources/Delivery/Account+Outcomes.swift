@@ -134,6 +134,7 @@ extension Account {
 
   func note(_ job: Job, _ index: Int, _ status: String, _ reply: Reply, _ peer: String) {
     let recipient = job.envelope.recipients[index]
+    services.verdicts.note(job.id, recipient, status, reply, peer: peer)
     let rewritten = recipient.original == recipient.address ? "" : ", orig_to=<\(recipient.original)>"
     let delay = (time.wallClock - job.envelope.arrival).rounded
     let carrier = job.owner == nil ? "" : ", carried_by=\(name)"

@@ -426,7 +426,7 @@ actor Account {
       let job = Job(
         id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
         content: message.content, lane: name)
-      if send(job, over: number) { return }
+      if send(services.leavingNow(job, by: name), over: number) { return }
       abandon(entry.id, on: number)
       due.insert(entry)
     } else {
@@ -436,8 +436,11 @@ actor Account {
 
   /// Reads a message back from the queue and starts it, unless the queue has changed its mind meanwhile.
   func load(_ entry: Due, over number: Int) async {
-    let message: QueuedMessage?
-    do { message = try await services.store.read(entry.id) } catch {
+    var job: Job?
+    do {
+      job = try await services.store.read(entry.id).flatMap { self.job(for: $0, entry) }
+      if let wanted = job { job = try await services.leaving(wanted, by: name) }
+    } catch {
       services.log.error("\(entry.id): cannot read the message from the queue: \(error)")
       lastError = "\(error)"
       abandon(entry.id, on: number)
@@ -445,7 +448,7 @@ actor Account {
       due.insert(Due(when: (time.wallClock + .seconds(60)).microseconds, id: entry.id))
       return pump()
     }
-    guard let message, let job = job(for: message, entry) else {
+    guard let job else {
       abandon(entry.id, on: number)
       return pump()
     }

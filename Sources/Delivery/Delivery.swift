@@ -17,6 +17,10 @@ struct DeliveryServices: Sendable {
   let bouncer: Bouncer
   /// nil keeps ledgers in memory.
   let ledgers: (any LedgerStore)?
+  /// What an account changes about a message to recipients of a lane, its own or another's; nil for nothing.
+  let departure: @Sendable (_ account: String, _ lane: String, Envelope) -> Departure?
+  /// What became of the latest recipients, for those who ask right after.
+  let verdicts = RecentVerdicts()
   /// Messages whose senders are being told of a delay at this moment: each is told once, whichever account is first.
   let warned = WarnedMessages()
 }
@@ -38,20 +42,23 @@ public final class Delivery: Sendable {
   ///   - ledgers: where the recipients of the last 24 hours are counted; nil forgets them with the process.
   ///   - routeBounce: where a notification to this address goes: the address it has upstream, and the `[domain:]`
   ///     that carries it; nil when it cannot be sent.
+  ///   - departure: what the account of this name changes about a message; nil for nothing.
   public convenience init(
     store: any QueueStore, resolver: Resolver, loops: [EventLoop], time: any Timekeeper, settings: DeliverySettings,
     log: Logger, random: @escaping @Sendable () -> Double = { Double.random(in: 0...1) },
     ledgers: (any LedgerStore)? = nil,
+    departure: @escaping @Sendable (String, String, Envelope) -> Departure? = { _, _, _ in nil },
     routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
   ) {
     self.init(
       store: store, resolver: resolver, seats: loops.map { Seat($0, time: time) }, time: time, settings: settings,
-      log: log, random: random, ledgers: ledgers, routeBounce: routeBounce)
+      log: log, random: random, ledgers: ledgers, departure: departure, routeBounce: routeBounce)
   }
 
   init(
     store: any QueueStore, resolver: Resolver, seats: [Seat], time: any Timekeeper, settings: DeliverySettings,
     log: Logger, random: @escaping @Sendable () -> Double, ledgers: (any LedgerStore)? = nil,
+    departure: @escaping @Sendable (String, String, Envelope) -> Departure? = { _, _, _ in nil },
     routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
   ) {
     self.seats = seats
@@ -63,7 +70,7 @@ public final class Delivery: Sendable {
       submit: { id, envelope, content in submit.withLock { $0 }?(id, envelope, content) })
     services = DeliveryServices(
       store: store, resolver: resolver, time: time, log: log, random: random, bouncer: bouncer,
-      ledgers: ledgers)
+      ledgers: ledgers, departure: departure)
     submit.withLock { slot in slot = { [weak self] in self?.submit($0, $1, $2) } }
   }
 

@@ -12,8 +12,14 @@ struct Job: Sendable {
   let recipients: [Int]
   /// Attempts made before this one.
   let attempts: Int
+  /// As it is in the queue.
   let content: Content
-  let size: Int
+  /// As it leaves.
+  var outgoing: Content
+  /// The one it leaves under.
+  var reversePath: String
+  /// Of what leaves.
+  var size: Int { outgoing.count }
   /// When it was first tried; nil when this is the first attempt.
   let firstAttempt: Timestamp?
   /// Whether the sender knows that it is late.
@@ -35,7 +41,8 @@ struct Job: Sendable {
     self.attempts = attempts
     self.content = content
     self.lane = lane
-    size = content.count
+    outgoing = content
+    reversePath = envelope.reversePath
     self.firstAttempt = firstAttempt
     self.isDelayReported = isDelayReported
   }

@@ -120,7 +120,7 @@ actor UpstreamConnection {
     var transmission = Transmission(
       job: job,
       transaction: ClientTransaction(
-        reversePath: job.envelope.reversePath, recipients: job.recipients.map { job.envelope.recipients[$0].address },
+        reversePath: job.reversePath, recipients: job.recipients.map { job.envelope.recipients[$0].address },
         size: job.size, is8Bit: job.envelope.is8Bit, smtpUTF8: job.envelope.smtpUTF8, capabilities: capabilities,
         dsn: capabilities.dsn ? job.dsnOptions : nil),
       started: SystemTime().now)
@@ -150,7 +150,7 @@ actor UpstreamConnection {
   /// Sends the content: at once what is in memory, in pieces what is in a file.
   private func send(_ transmission: inout Transmission, dotStuffed: Bool) {
     guard let stream else { return }
-    switch transmission.job.content {
+    switch transmission.job.outgoing {
     case .bytes(let bytes):
       stream.append { output in
         guard dotStuffed else {

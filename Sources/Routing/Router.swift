@@ -17,11 +17,14 @@ public struct Router: Sendable {
   /// Whose mapping also takes mail for a postmaster without one.
   private let defaultFrom: Mailbox?
   private let postmaster: Mailbox?
+  /// Who mail is from on its way out.
+  public let outbound: OutboundSender
 
   public init(_ settings: Settings) {
     self.settings = settings
     mappings = settings.mappingTable()
     policy = SenderPolicy(settings)
+    outbound = OutboundSender(settings)
     let enabled = settings.domains.filter { $1.enabled }
     let hostname = settings.global.defaultHostname.lowercased()
     let local = Set(enabled.filter { $1.isLocal }.keys).union([hostname])
@@ -44,33 +47,38 @@ public struct Router: Sendable {
   }
 
   /// Decides what becomes of one recipient.
-  public func route(recipient: ForwardPath, sender: ReversePath, client: ClientStanding) -> Decision {
+  /// - Parameter now: how old an SRS address is, is seen from here.
+  public func route(
+    recipient: ForwardPath, sender: ReversePath, client: ClientStanding, now: Timestamp = SystemTime().wallClock
+  ) -> Decision {
     var trace = Trace(isOn: false)
-    return decide(recipient, sender, client, &trace)
+    return decide(recipient, sender, client, now, &trace)
   }
 
-  /// Decides as ``route(recipient:sender:client:)`` does and says how, the sender's own right included.
-  public func explain(recipient: ForwardPath, sender: ReversePath, client: ClientStanding) -> Explanation {
+  /// Decides as ``route(recipient:sender:client:now:)`` does and says how, the sender's own right included.
+  public func explain(
+    recipient: ForwardPath, sender: ReversePath, client: ClientStanding, now: Timestamp = SystemTime().wallClock
+  ) -> Explanation {
     var trace = Trace(isOn: true)
     if let refusal = checkSender(sender, client: client) {
       trace.note("can_send_from is false for the sender <\(sender.text)>")
       return Explanation(steps: trace.steps, decision: .reject(refusal))
     }
-    let decision = decide(recipient, sender, client, &trace)
+    let decision = decide(recipient, sender, client, now, &trace)
     return Explanation(steps: trace.steps, decision: decision)
   }
 
   /// The route of a report that goes back to a sender; nil when there is none.
-  public func routeBounce(to mailbox: Mailbox) -> Route? {
+  public func routeBounce(to mailbox: Mailbox, now: Timestamp = SystemTime().wallClock) -> Route? {
     var trace = Trace(isOn: false)
-    guard case .accept(let routes) = decide(.mailbox(mailbox), .null, .trusted, &trace) else { return nil }
+    guard case .accept(let routes) = decide(.mailbox(mailbox), .null, .trusted, now, &trace) else { return nil }
     return routes.first
   }
 
   // MARK: - The rules
 
   private func decide(
-    _ path: ForwardPath, _ sender: ReversePath, _ client: ClientStanding, _ trace: inout Trace
+    _ path: ForwardPath, _ sender: ReversePath, _ client: ClientStanding, _ now: Timestamp, _ trace: inout Trace
   ) -> Decision {
     let recipient: Mailbox
     switch path {
@@ -80,7 +88,12 @@ public struct Router: Sendable {
       recipient = postmaster
       trace.note("<postmaster> without a domain is <\(recipient)>")
     }
-    let decision = find(recipient, sender, client, &trace)
+    let decision =
+      if let srs = outbound.srs, srs.claims(recipient) {
+        comeHome(recipient, srs, sender, now, &trace)
+      } else {
+        find(recipient, sender, client, &trace)
+      }
     guard case .accept(let routes) = decision else { return decision }
     for user in policy.users(sender: sender, client: client)
     where !SenderPolicy.allows(user, recipient: recipient, targets: routes) {
@@ -88,6 +101,28 @@ public struct Router: Sendable {
       return .reject(SenderPolicy.mayNotSendTo)
     }
     return decision
+  }
+
+  /// A bounce to an address that we made for the sender of mail we had sent on: it goes to that sender, whoever the
+  /// client is. The address is its own proof, so that nobody gains a way to others by it.
+  private func comeHome(
+    _ recipient: Mailbox, _ srs: SenderRewritingScheme, _ sender: ReversePath, _ now: Timestamp, _ trace: inout Trace
+  ) -> Decision {
+    let reporters: Set = ["postmaster", "mailer-daemon"]
+    guard sender == .null || sender.mailbox.map({ reporters.contains($0.localPart.lowercased()) }) == true else {
+      trace.note("<\(recipient)> is an SRS address of this relay, which takes bounces only")
+      return .reject(Self.bouncesOnly)
+    }
+    do throws(SenderRewritingScheme.Fault) {
+      let original = try srs.reverse(recipient, now: now)
+      trace.note("<\(recipient)> is an SRS address of this relay for <\(original)>")
+      // Nothing that is wrapped twice was made here.
+      if srs.claims(original) { throw .malformed }
+      return find(original, sender, .trusted, &trace)
+    } catch {
+      trace.note("<\(recipient)> is no valid SRS address of this relay: \(error)")
+      return .reject(Self.invalidSRS)
+    }
   }
 
   private func find(
@@ -208,6 +243,8 @@ public struct Router: Sendable {
   private static let unknownUser = Reply(550, "5.1.1", "No such user here")
   private static let noRoute = Reply(550, "5.1.2", "No route to this domain")
   private static let relayingDenied = Reply(550, "5.7.1", "Relaying denied")
+  private static let bouncesOnly = Reply(550, "5.7.1", "This address takes delivery reports only")
+  private static let invalidSRS = Reply(550, "5.7.1", "This return address is not valid, or no longer")
   private static let invalidTarget = Reply(550, "5.1.3", "The address this recipient stands for is not valid")
   private static let tooManyMappings = Reply(550, "5.4.6", "Too many mappings follow each other")
 }

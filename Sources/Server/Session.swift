@@ -263,7 +263,8 @@ actor Session {
   }
 
   private func checkRecipient(_ path: ForwardPath, _ parameters: RecipientParameters) {
-    switch settings.router.route(recipient: path, sender: sender, client: standing) {
+    let now = server.time.wallClock
+    switch settings.router.route(recipient: path, sender: sender, client: standing, now: now) {
     case .reject(let reply):
       server.log.notice("\(client): refused from=<\(sender.text)> to=<\(path.text)>: \(reply)")
       machine.recipientAnswered(accepted: false)

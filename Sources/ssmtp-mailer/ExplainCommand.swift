@@ -32,6 +32,10 @@ struct ExplainCommand: AsyncParsableCommand {
       var domain: String
       var account: String?
       var upstream: String?
+      /// Under which envelope sender it leaves, when that is another.
+      var envelopeSender: String?
+      /// What From becomes, when its author is not of our own domains.
+      var fromHeader: String?
       var limits: [String]
     }
     var accepted: Bool
@@ -78,7 +82,18 @@ struct ExplainCommand: AsyncParsableCommand {
     case .reject(let reply): return Answer(accepted: false, reply: "\(reply)", steps: explanation.steps, routes: [])
     case .accept(let routes):
       return Answer(
-        accepted: true, steps: explanation.steps, routes: routes.map { way($0, settings) })
+        accepted: true, steps: explanation.steps,
+        routes: routes.map { route in
+          var way = way(route, settings)
+          let (account, outbound) = (route.account, router.outbound)
+          let path = outbound.reversePath(sender.text, account: account, now: SystemTime().wallClock)
+          if path != sender.text { way.envelopeSender = path }
+          if let via = outbound.via(account: account, recipients: [recipient.text]) {
+            let isOurs = sender.mailbox.map { outbound.isOurs($0) } ?? false
+            way.fromHeader = isOurs ? nil : "… via \(via.label) <\(via.address)>"
+          }
+          return way
+        })
     }
   }
 
@@ -119,6 +134,8 @@ struct ExplainCommand: AsyncParsableCommand {
       facts.append(["  domain", "[domain:\(route.domain)]"])
       if let account = route.account { facts.append(["  account", account]) }
       if let upstream = route.upstream { facts.append(["  upstream", upstream]) }
+      if let path = route.envelopeSender { facts.append(["  leaves from", "<\(path)>"]) }
+      if let from = route.fromHeader { facts.append(["  From", from]) }
       facts.append(["  limits", route.limits.joined(separator: ", ")])
       result += facts.lines()
     }

@@ -25,6 +25,7 @@ struct SSMTPMailer: AsyncParsableCommand {
 
   static func main() async {
     do {
+      if let call = SendmailCall(CommandLine.arguments) { return try await call.run() }
       var command = try parseAsRoot()
       if var command = command as? any AsyncParsableCommand {
         try await command.run()

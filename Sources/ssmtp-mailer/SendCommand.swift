@@ -17,6 +17,10 @@ struct SendCommand: AsyncParsableCommand {
       message is on disk, and `queue show ID` follows it. Exit status 77 when the daemon refuses a recipient, 75 when \
       it wants to be asked later, 69 when it does not run.
 
+      With --wait the upstream's verdict is printed for each recipient: exit status 0 when all were delivered, 75 when \
+      the message still waits (the reason is printed, and it stays queued), 65 when the upstream refused a recipient \
+      for good, 69 when the message was given up.
+
       With both --server and --from no configuration is read.
       """)
   @OptionGroup var options: ConfigurationOptions
@@ -34,7 +38,10 @@ struct SendCommand: AsyncParsableCommand {
   var body: String?
   @Option(help: ArgumentHelp("A file with the text; - is standard input.", valueName: "file"))
   var bodyFile: String?
-  @Option(help: "The text as HTML, beside the plain one.")
+  @Option(
+    help: ArgumentHelp(
+      "The text as HTML: a file, or HTML itself. Without a text of its own, the plain text is made of it.",
+      valueName: "file|text"))
   var html: String?
   @Option(help: ArgumentHelp("A file with the text as HTML.", valueName: "file"))
   var htmlFile: String?
@@ -43,11 +50,19 @@ struct SendCommand: AsyncParsableCommand {
   @Option(help: ArgumentHelp("A further header field. May be repeated.", valueName: "name: value"))
   var header: [String] = []
   @Option(
+    defaultAsFlag: "2m",
+    help: ArgumentHelp("Wait for the upstream's verdict, 2m or so long: 90s, 15m.", valueName: "duration"))
+  var wait: String?
+  @Option(
     help: ArgumentHelp(
       "Another server than the daemon of this configuration, without TLS and AUTH.", valueName: "host:port"))
   var server: String?
 
   mutating func validate() throws {
+    if let wait, Duration(configurationText: wait) ?? .zero <= .zero {
+      throw ValidationError("--wait \(wait): write a duration such as 90s or 15m")
+    }
+    if wait != nil, server != nil { throw ValidationError("--wait and --server do not go together") }
     if to.isEmpty && cc.isEmpty { throw ValidationError("name a recipient with --to") }
     if body != nil && bodyFile != nil { throw ValidationError("--body and --body-file exclude each other") }
     if html != nil && htmlFile != nil { throw ValidationError("--html and --html-file exclude each other") }
@@ -58,7 +73,10 @@ struct SendCommand: AsyncParsableCommand {
 
   func run() async throws {
     let global = server != nil && from != nil ? nil : try options.load().global
-    let hostname = global?.defaultHostname ?? Self.hostname()
+    let hostname = global?.defaultHostname ?? Machine.hostname
+    let waiter = try wait.flatMap { Duration(configurationText: $0) }.map { (limit) throws(CommandFailure) in
+      try VerdictWait(options.adminClient(), limit: limit)
+    }
     guard let sender = from ?? global?.defaultFrom else {
       throw CommandFailure(.usage, "name a sender with --from, or set default_from in [global]")
     }
@@ -71,23 +89,24 @@ struct SendCommand: AsyncParsableCommand {
       copies = try Self.addresses(bcc)
       message = MessageComposer(
         from: from, to: try Self.addresses(to), subject: subject, text: "", date: SystemTime().wallClock,
-        messageID: Self.messageID(at: hostname))
+        messageID: Machine.messageID(at: hostname))
       message.cc = try Self.addresses(cc)
     } catch { throw CommandFailure(.data, error.description) }
-    message.text = try text()
-    message.html = try htmlFile.map { (path) throws(CommandFailure) in try Terminal.readText(path) } ?? html
+    let html = try htmlText()
+    message.text = try text(html)
+    message.html = html
     message.attachments = try attach.map { (path) throws(CommandFailure) in try Self.attachment(path) }
     message.headers = header.map(Self.field)
-    message.utcOffsetSeconds = Self.utcOffset()
+    message.utcOffsetSeconds = Machine.utcOffsetSeconds
     do throws(ComposeError) { content = try message.compose() } catch {
       throw CommandFailure(.data, error.description)
     }
-    try await submit(message, copies, content, hostname, to: endpoint)
+    try await submit(message, copies, content, hostname, to: endpoint, waiter)
   }
 
   private func submit(
     _ message: MessageComposer, _ copies: [MessageComposer.Address], _ content: [UInt8], _ hostname: String,
-    to endpoint: Endpoint
+    to endpoint: Endpoint, _ waiter: VerdictWait?
   ) async throws {
     var seen: Set<Mailbox> = []
     let recipients = (message.to + message.cc + copies).map(\.mailbox).filter { seen.insert($0).inserted }
@@ -100,6 +119,7 @@ struct SendCommand: AsyncParsableCommand {
     for result in report.results where !result.isAccepted {
       Terminal.complain("<\(result.recipient)> refused: \(result.reply)")
     }
+    if let waiter { try await waiter.run(report.queueIDs) }
     if report.status != .success { throw CommandFailure(report.status, "") }
   }
 
@@ -107,13 +127,10 @@ struct SendCommand: AsyncParsableCommand {
 
   private func destination(_ global: GlobalSettings?) async throws(CommandFailure) -> Endpoint {
     if let server { return try await Self.resolve(server) }
-    guard var endpoint = global?.listen.first else {
+    guard let endpoint = global?.listen.first else {
       throw CommandFailure(.configuration, "the daemon listens nowhere: set listen in [global], or name a --server")
     }
-    if endpoint.address.isUnspecified, let loopback = IPAddress(endpoint.address.isIPv4 ? "127.0.0.1" : "::1") {
-      endpoint.address = loopback
-    }
-    return endpoint
+    return endpoint.onThisMachine
   }
 
   private static func resolve(_ text: String) async throws(CommandFailure) -> Endpoint {
@@ -136,10 +153,20 @@ struct SendCommand: AsyncParsableCommand {
     return result
   }
 
-  private func text() throws(CommandFailure) -> String {
+  private func htmlText() throws(CommandFailure) -> String? {
+    if let htmlFile { return try Terminal.readText(htmlFile) }
+    guard let html else { return nil }
+    if html == "-" || access(html, F_OK) == 0 { return try Terminal.readText(html) }
+    guard html.contains("<") else {
+      throw CommandFailure(.data, "--html \(html): there is no such file, and it is no HTML either")
+    }
+    return html
+  }
+
+  private func text(_ html: String?) throws(CommandFailure) -> String {
     if let body { return body }
     if let bodyFile { return try Terminal.readText(bodyFile) }
-    if html != nil || htmlFile != nil { return "This message is in HTML." }
+    if let html { return PlainText.of(html: html) }
     return try Terminal.readText("-")
   }
 
@@ -154,32 +181,22 @@ struct SendCommand: AsyncParsableCommand {
     "txt": "text/plain", "log": "text/plain", "csv": "text/csv", "html": "text/html", "htm": "text/html",
     "json": "application/json", "xml": "application/xml", "pdf": "application/pdf", "zip": "application/zip",
     "gz": "application/gzip", "png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif",
-    "svg": "image/svg+xml", "ics": "text/calendar",
+    "svg": "image/svg+xml", "ics": "text/calendar", "md": "text/markdown", "css": "text/css", "webp": "image/webp",
+    "mp3": "audio/mpeg", "wav": "audio/wav", "mp4": "video/mp4", "webm": "video/webm", "tar": "application/x-tar",
+    "tgz": "application/gzip", "xz": "application/x-xz", "bz2": "application/x-bzip2",
+    "7z": "application/x-7z-compressed",
+    "doc": "application/msword", "xls": "application/vnd.ms-excel", "ppt": "application/vnd.ms-powerpoint",
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    "odt": "application/vnd.oasis.opendocument.text", "ods": "application/vnd.oasis.opendocument.spreadsheet",
+    "rtf": "application/rtf", "vcf": "text/vcard", "js": "text/javascript", "yaml": "application/yaml",
+    "yml": "application/yaml", "patch": "text/x-diff", "diff": "text/x-diff",
   ]
 
   private static func field(_ text: String) -> (name: String, value: String) {
     let parts = text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
     let value = parts.count > 1 ? parts[1].drop { $0 == " " || $0 == "\t" } : ""
     return (String(parts[0]), String(value))
-  }
-
-  // MARK: The machine
-
-  private static func messageID(at hostname: String) -> String {
-    var generator = SystemRandomNumberGenerator()
-    let random = String(UInt64.random(in: 0 ... .max, using: &generator), radix: 36)
-    return "\(String(SystemTime().wallClock.microseconds, radix: 36)).\(random)@\(hostname)"
-  }
-
-  private static func hostname() -> String {
-    var name = [CChar](repeating: 0, count: 256)
-    guard gethostname(&name, name.count - 1) == 0 else { return "localhost" }
-    return String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-  }
-
-  private static func utcOffset() -> Int {
-    var now = time(nil)
-    var local = tm()
-    return localtime_r(&now, &local) == nil ? 0 : local.tm_gmtoff
   }
 }

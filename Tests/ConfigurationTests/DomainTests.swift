@@ -160,13 +160,11 @@ import Testing
 
         """
     let files = configuration(
-      main, domain: upstream + "daily_limit = 2000\nenvelope_sender = srs\nfrom_header = keep\n",
-      user: "[user:a@example.com]\npassword_hash = $6$x\n")
+      main, domain: upstream, user: "[user:a@example.com]\npassword_hash = $6$x\n")
     #expect(
       try load(files).warnings.map(\.description) == [
         "/c/m.conf:3: listen_submission has no effect in this version",
         "/c/m.conf:6: client_rate_limit_per_minute has no effect in this version",
-        "/c/domains/d.conf:8: envelope_sender has no effect in this version",
         "/c/users/u.conf:2: password_hash has no effect in this version",
       ])
   }

@@ -23,7 +23,8 @@ struct Bench {
 
   init(
     _ rules: [Rule] = [], names: [String] = ["localhost"], trusts: Bool = true,
-    change: (inout UpstreamSettings) -> Void = { _ in }
+    change: (inout UpstreamSettings) -> Void = { _ in },
+    departure: (@Sendable (String, String, Envelope) -> Departure?)? = nil
   ) async throws {
     var template = Array("/tmp/delivery-XXXXXX".utf8CString)
     folder = String(cString: try #require(mkdtemp(&template)))
@@ -49,6 +50,7 @@ struct Bench {
       store: store, resolver: Resolver(source: source, time: time),
       loops: [try EventLoop(name: "delivery-test")], time: time,
       settings: DeliverySettings(hostname: "mailer.example.test"), log: lines.logger, random: { 0.5 },
+      departure: departure ?? { _, _, _ in nil },
       routeBounce: { $0.hasSuffix("@nowhere.test") ? nil : ($0, "example.test") })
     await delivery.configure([settings], DeliverySettings(hostname: "mailer.example.test"))
   }
