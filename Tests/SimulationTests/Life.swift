@@ -171,7 +171,7 @@ final class Life: @unchecked Sendable {
     guard isLast else { return }
     for entry in await spool.entries(startingAfter: nil, limit: .max) where entry.isHeld {
       spool.update(entry.id) { $0.isHeld = false }
-      await delivery.retry(entry.id)
+      _ = try? await delivery.retry(entry.id)
     }
   }
 
@@ -227,9 +227,9 @@ final class Life: @unchecked Sendable {
     switch simulator.random.below(3) {
     case 0:
       letter.isDeleted = true
-      if await delivery.delete(id), !isOver { letter.isRemoved = true }
+      if (try? await delivery.delete(id)) == .deleted, !isOver { letter.isRemoved = true }
     case 1: spool.update(id) { $0.isHeld = true }
-    default: await delivery.retry(id)
+    default: _ = try? await delivery.retry(id)
     }
   }
 }
