@@ -86,11 +86,7 @@ public final class Relay: Sendable {
 
     let failure = Failure()
     self.failure = failure
-    do throws(QueueError) {
-      spool = try Spool.open(
-        directory: settings.global.queueDir, disk: PosixDisk(), time: time,
-        options: SpoolOptions(reserve: settings.global.queueMinimumFree), onFailure: { failure.report($0) })
-    } catch { throw DaemonError("\(error)", exitStatus: 73) }
+    spool = try await Self.openSpool(settings, time, failure, output)
     census = QueueCensus(store: spool, time: time)
 
     let routes = Mutex(router)
@@ -110,6 +106,36 @@ public final class Relay: Sendable {
   }
 
   private let setRouter: @Sendable (Router) -> Void
+
+  /// Opens the queue. Whoever else has it, such as a command that looks into the queue of a stopped daemon, gets a
+  /// while to let go of it: nobody should have to start a daemon twice for that.
+  private static func openSpool(
+    _ settings: Settings, _ time: any Timekeeper, _ failure: Failure, _ output: LogOutput
+  ) async throws(DaemonError) -> Spool {
+    let deadline = time.now + lockPatience
+    var isTold = false
+    while true {
+      do throws(QueueError) {
+        return try Spool.open(
+          directory: settings.global.queueDir, disk: PosixDisk(), time: time,
+          options: SpoolOptions(reserve: settings.global.queueMinimumFree), onFailure: { failure.report($0) })
+      } catch {
+        guard case .locked(let pid) = error, time.now < deadline else { throw DaemonError("\(error)", exitStatus: 73) }
+        if !isTold {
+          let holder = pid > 0 ? "process \(pid)" : "another process"
+          output.logger("relay").warning(
+            "\(holder) has the queue \(settings.global.queueDir): waiting up to \(lockPatience.components.seconds) s")
+          output.flush()
+          isTold = true
+        }
+      }
+      do { try await time.sleep(until: time.now + .milliseconds(200)) } catch {
+        throw DaemonError("stopped while it waited for the queue", exitStatus: 73)
+      }
+    }
+  }
+
+  private static let lockPatience = Duration.seconds(30)
 
   private static func bind(_ settings: Settings) throws(DaemonError) -> [Listener] {
     let inherited = try SystemdNotifier.listeners()
