@@ -143,7 +143,7 @@ extension EndToEnd {
       try await Bench.run { bench in
         #expect(await bench.stop() == 0)
         // As a command has it whose output a pager holds up.
-        let lock = open("\(bench.queue)/lock", O_RDWR | O_CREAT, 0o600)
+        let lock = open("\(bench.queue)/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
         try #require(lock >= 0 && flock(lock, LOCK_EX | LOCK_NB) == 0)
         let daemon = try bench.launch()
         try await bench.waitForLog("has the queue \(bench.queue): waiting")
