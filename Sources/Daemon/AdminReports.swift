@@ -16,15 +16,16 @@ public enum AdminPath {
   public static func document(_ id: String) -> String { "/v1/queue/\(id)/document" }
   /// GET: the content, octet by octet.
   public static func content(_ id: String) -> String { "/v1/queue/\(id)/content" }
-  /// POST carries out an order on `ids=A,B`, or on what a filter names; `after=ID` with `until=ID` goes on,
-  /// `reason=TEXT` is told.
+  /// POST carries out an order on `ids=A,B`, or on what a filter names, or with `all=true` on everything; `after=ID`
+  /// with `until=ID` goes on, `reason=TEXT` is told.
   public static func order(_ order: QueueOrder) -> String { "/v1/queue/orders/\(order.rawValue)" }
-  /// POST gives an unused identifier.
+  /// POST gives an unused identifier, for one import.
   public static let newID = "/v1/queue/new-id"
   /// POST queues a message under `id=ID`: a line with its document, then its content.
   public static let importing = "/v1/queue/import"
   /// GET: what was last said about the recipients of a message, also shortly after it has left the queue.
-  public static func verdict(_ id: String) -> String { "/v1/verdicts/\(id)" }
+  public static func verdict(_ id: String) -> String { verdicts + id }
+  static let verdicts = "/v1/verdicts/"
 }
 
 /// What an operator can have done with messages.

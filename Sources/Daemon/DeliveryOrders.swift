@@ -8,9 +8,23 @@ struct DeliveryOrders: OrderTaker {
   let store: any QueueStore
   let delivery: Delivery
 
-  func retryAll() async -> Bool {
-    await delivery.retry(nil)
-    return true
+  func retryAll() async throws(QueueError) -> Int? {
+    let count = await countToTry()
+    try await delivery.retry(nil)
+    return count
+  }
+
+  /// How many messages somebody is left for and nobody holds.
+  private func countToTry() async -> Int {
+    let page = 10_000
+    var count = 0
+    var after: QueueID?
+    while true {
+      let entries = await store.entries(startingAfter: after, limit: page)
+      count += entries.count { !$0.isHeld && !$0.lanes.isEmpty }
+      guard entries.count == page, let end = entries.last else { return count }
+      after = end.id
+    }
   }
 
   func take(_ entry: QueueEntry) async { await delivery.recover([entry]) }
@@ -22,15 +36,21 @@ struct DeliveryOrders: OrderTaker {
     switch order {
     case .retry:
       if let refusal = OrderWords.refusalOfRetry(envelope, state) { return .refused(refusal) }
-      await delivery.retry(id)
-      return .done("is tried now")
+      if try await delivery.retry(id) { return .done("is tried now") }
+      return try await store.readEnvelope(id) == nil
+        ? .unknown : .unchanged("is being delivered at this moment already")
     case .hold:
       if state.isHeld { return .unchanged("is held already") }
-      return await delivery.hold(id, by: text) ? .done("is held") : .unknown
+      return try await delivery.hold(id, by: text) ? .done("is held") : .unknown
     case .release:
       if !state.isHeld { return .unchanged("is not held") }
-      return await delivery.release(id, by: text) ? .done("is released") : .unknown
-    case .delete: return await delivery.delete(id) ? .done("is deleted") : busy
+      return try await delivery.release(id, by: text) ? .done("is released") : .unknown
+    case .delete:
+      switch try await delivery.delete(id) {
+      case .deleted: return .done("is deleted")
+      case .noSuchMessage: return .unknown
+      case .isUnderWay: return busy
+      }
     case .bounce:
       switch await delivery.bounce(id, by: OrderWords.oneLine(reason) ?? "no reason was given") {
       case .bounced: return .done("is returned to its sender")

@@ -205,7 +205,7 @@ public struct MessageDocument: Codable, Sendable, Equatable {
       list.append(
         Recipient(
           address: recipient.address, original: recipient.original ?? recipient.address, account: account.lowercased(),
-          notify: try recipient.notify.map(Self.notifyBits), originalRecipient: recipient.orcpt))
+          notify: try recipient.notify.map(Self.notifyBits), originalRecipient: try recipient.orcpt.map(Self.orcpt)))
       switch recipient.state {
       case nil, "pending": break
       case "delivered": state.recipients[index] = .delivered
@@ -235,6 +235,9 @@ public struct MessageDocument: Codable, Sendable, Equatable {
     case "HDRS": returnFull = false
     case let other?: throw bad("ret is \(other): write FULL or HDRS")
     }
+    if let envid, envid.isEmpty || envid.utf8.count > 100 || !Self.isPrintable(envid) {
+      throw bad("envid is to have 1 to 100 printable characters")
+    }
     let envelope = Envelope(
       reversePath: sender, recipients: list, arrival: try arrival.map(Self.time) ?? now,
       clientAddress: client ?? "", helo: helo ?? "", is8Bit: eightBitMIME ?? false, smtpUTF8: smtpUTF8 ?? false,
@@ -246,6 +249,23 @@ public struct MessageDocument: Codable, Sendable, Equatable {
     // What is queued is written into commands to an upstream: nothing that is no address may get there.
     guard (try? Mailbox(parsing: address)) != nil else {
       throw Malformed(description: "the \(what) is not an address: \(address)")
+    }
+  }
+
+  /// ORCPT with its address decoded, as the queue keeps it.
+  private static func orcpt(_ text: String) throws(Malformed) -> String {
+    guard let semicolon = text.firstIndex(of: ";"), text.utf8.count <= 500,
+      RecipientParameters.OriginalRecipient.isAddressType(text[..<semicolon]),
+      text.index(after: semicolon) < text.endIndex, isPrintable(text)
+    else {
+      throw Malformed(description: "orcpt is \(text.debugDescription): write it as rfc822;jane@example.org")
+    }
+    return text
+  }
+
+  private static func isPrintable(_ text: String) -> Bool {
+    text.unicodeScalars.allSatisfy { scalar in
+      scalar.value >= 0x20 && !(0x7f...0x9f).contains(scalar.value) && scalar.value != 0x2028 && scalar.value != 0x2029
     }
   }
 

@@ -1,10 +1,5 @@
 // The state of the daemon as metrics in the text format of Prometheus (version 0.0.4). docs/metrics.md lists them.
 
-import FlyingFox
-import FoundationEssentials
-import Network
-import Primitives
-
 /// Collects metrics as text.
 struct MetricsText {
   private(set) var text = ""
@@ -92,39 +87,26 @@ extension StatusReport {
   }
 }
 
-/// The metrics over TCP, for monitors: `metrics_listen`.
-struct MetricsServer: Sendable {
+/// What monitors are told, over TCP on the addresses of `metrics_listen`.
+struct MonitorPages: Sendable {
   let status: @Sendable () async -> StatusReport
 
-  /// Serves until the task is cancelled.
-  func run(on endpoint: Endpoint) async throws {
-    let server: HTTPServer
-    if endpoint.address.isIPv4 {
-      server = HTTPServer(
-        address: try .inet(ip4: endpoint.address.description, port: endpoint.port), logger: .disabled)
-    } else {
-      server = HTTPServer(
-        address: try .inet6(ip6: endpoint.address.description, port: endpoint.port), logger: .disabled)
-    }
-    await server.appendRoute(HTTPRoute("GET /metrics")) { _ in Self.metrics(await status()) }
+  func answer(_ request: HTTPRequest) async throws -> AdminResponse {
+    guard ["/metrics", "/healthz", "/readyz"].contains(request.path) else { return Self.text(404, "no such path\n") }
+    guard request.method == "GET" else { return Self.text(405, "only GET\n") }
     // Alive is whoever answers; ready is who takes and sends mail.
-    await server.appendRoute(HTTPRoute("GET /healthz")) { _ in Self.text(.ok, "ok\n") }
-    await server.appendRoute(HTTPRoute("GET /readyz")) { _ in
-      let report = await status()
-      if report.state != "ready" { return Self.text(.serviceUnavailable, "\(report.state)\n") }
-      if report.queueIsShortOfSpace { return Self.text(.serviceUnavailable, "short of space\n") }
-      return Self.text(.ok, "ready\n")
-    }
-    try await server.run()
+    if request.path == "/healthz" { return Self.text(200, "ok\n") }
+    let report = await status()
+    if request.path == "/metrics" { return Self.metrics(report) }
+    if report.state != "ready" { return Self.text(503, "\(report.state)\n") }
+    return report.queueIsShortOfSpace ? Self.text(503, "short of space\n") : Self.text(200, "ready\n")
   }
 
-  static func metrics(_ report: StatusReport) -> HTTPResponse {
-    HTTPResponse(
-      statusCode: .ok, headers: [.contentType: "text/plain; version=0.0.4; charset=utf-8"],
-      body: Data(report.metrics.utf8))
+  static func metrics(_ report: StatusReport) -> AdminResponse {
+    AdminResponse(200, "text/plain; version=0.0.4; charset=utf-8", .bytes(Array(report.metrics.utf8)))
   }
 
-  private static func text(_ status: HTTPStatusCode, _ text: String) -> HTTPResponse {
-    HTTPResponse(statusCode: status, headers: [.contentType: "text/plain; charset=utf-8"], body: Data(text.utf8))
+  private static func text(_ status: Int, _ text: String) -> AdminResponse {
+    AdminResponse(status, "text/plain; charset=utf-8", .bytes(Array(text.utf8)))
   }
 }

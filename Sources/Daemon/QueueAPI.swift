@@ -1,8 +1,10 @@
 // The admin API of a queue, without the HTTP around it: the daemon serves it on its socket, and a command answers its
 // own questions with it when no daemon runs, so that both say and do the same.
 
+import Delivery
 import FoundationEssentials
 import Primitives
+import SMTP
 import Spool
 
 /// A question or an order.
@@ -59,6 +61,12 @@ public struct AdminResponse: Sendable {
 struct QueueAPI: Sendable {
   let reports: QueueReports
   let orders: QueueOrders
+  private let given = GivenIDs()
+
+  init(reports: QueueReports, orders: QueueOrders) {
+    self.reports = reports
+    self.orders = orders
+  }
 
   private static let listLimit = 5000
 
@@ -73,9 +81,9 @@ struct QueueAPI: Sendable {
       switch (request.method, parts.count) {
       case ("GET", 2): return try await list(request)
       case ("GET", 3) where parts[2] == "count": return try await count(request)
-      case ("GET", 3...4): return try await one(parts)
+      case ("GET", 3...4): return try await one(parts, request)
       case ("POST", 4) where parts[2] == "orders": return try await order(parts[3], request)
-      case ("POST", 3) where parts[2] == "new-id": return try AdminResponse(["id": store.nextID().description])
+      case ("POST", 3) where parts[2] == "new-id": return try newID(request)
       case ("POST", 3) where parts[2] == "import": return try await importMessage(request)
       default: return try AdminResponse(404, "no such path")
       }
@@ -84,14 +92,34 @@ struct QueueAPI: Sendable {
     } catch let error as MessageDocument.Malformed {
       return try AdminResponse(422, error.description)
     } catch let error as QueueError {
-      return try AdminResponse(error == .full ? 507 : 500, error.description)
+      let status: Int =
+        switch error {
+        case .full: 507
+        case .alreadyQueued: 409
+        default: 500
+        }
+      return try AdminResponse(status, error.description)
     }
   }
 
   // MARK: Questions
 
+  /// Refuses names that a path does not know: a condition that is misspelt must not mean everything.
+  private func check(_ request: AdminRequest, allows names: Set<String> = []) throws {
+    guard let unknown = request.query.keys.filter({ !names.contains($0) }).min() else { return }
+    throw QueueFilter.Malformed(
+      description: names.isEmpty
+        ? "\(unknown) is not known here: nothing can be said behind this path"
+        : "\(unknown) is not known here: write some of \(names.sorted().joined(separator: ", "))")
+  }
+
   private func list(_ request: AdminRequest) async throws -> AdminResponse {
-    let limit = min(max(request.query["limit"].flatMap { Int($0) } ?? 100, 1), Self.listLimit)
+    try check(request, allows: QueueFilter.names.union(["after", "limit", "format"]))
+    var limit = 100
+    if let text = request.query["limit"] {
+      guard let number = Int(text), number > 0 else { return try AdminResponse(400, "limit is a number from 1 on") }
+      limit = min(number, Self.listLimit)
+    }
     guard let format = QueueReports.Format(rawValue: request.query["format"] ?? "json") else {
       return try AdminResponse(400, "format is json, table or ids")
     }
@@ -101,7 +129,9 @@ struct QueueAPI: Sendable {
   }
 
   private func count(_ request: AdminRequest) async throws -> AdminResponse {
-    try AdminResponse(try await reports.count(QueueFilter(query: request.query), after: try id("after", request)))
+    try check(request, allows: QueueFilter.names.union(["after"]))
+    return try AdminResponse(
+      try await reports.count(QueueFilter(query: request.query), after: try id("after", request)))
   }
 
   private func id(_ name: String, _ request: AdminRequest) throws -> QueueID? {
@@ -111,7 +141,8 @@ struct QueueAPI: Sendable {
   }
 
   /// A message, its document or its content.
-  private func one(_ parts: [String]) async throws -> AdminResponse {
+  private func one(_ parts: [String], _ request: AdminRequest) async throws -> AdminResponse {
+    try check(request)
     let unknown = "there is no message \(parts[2]) in the queue"
     guard let id = QueueID(parts[2]) else { return try AdminResponse(404, unknown) }
     if parts.count == 3 {
@@ -135,13 +166,32 @@ struct QueueAPI: Sendable {
     guard let order = QueueOrder(rawValue: name) else { return try AdminResponse(404, "there is no order \(name)") }
     let reason = request.query["reason"].flatMap { $0.isEmpty ? nil : $0 }
     if let ids = request.query["ids"] {
+      try check(request, allows: ["ids", "reason"])
       let list = ids.split(separator: ",").map(String.init)
       return try AdminResponse(try await orders.carryOut(order, ids: list, reason: reason))
     }
+    try check(request, allows: QueueFilter.names.union(["ids", "all", "after", "until", "reason"]))
+    let filter = try QueueFilter(query: request.query)
+    switch request.query["all"] {
+    case nil where filter.isEmpty:
+      return try AdminResponse(400, "name messages by ids=, or by a filter, or say all=true for all of them")
+    case nil: break
+    case "true" where filter.isEmpty: break
+    case "true": return try AdminResponse(400, "all=true and a filter: one of the two")
+    default: return try AdminResponse(400, "all is true or not there")
+    }
     return try AdminResponse(
       try await orders.carryOut(
-        order, QueueFilter(query: request.query), after: try id("after", request), until: try id("until", request),
-        reason: reason))
+        order, filter, after: try id("after", request), until: try id("until", request), reason: reason))
+  }
+
+  // MARK: Messages from outside
+
+  private func newID(_ request: AdminRequest) throws -> AdminResponse {
+    try check(request)
+    let id = store.nextID()
+    given.add(id)
+    return try AdminResponse(["id": id.description])
   }
 
   /// Queues a message from outside. The answer comes once it is durable with its state.
@@ -149,8 +199,15 @@ struct QueueAPI: Sendable {
     guard let id = request.query["id"].flatMap({ QueueID($0) }) else {
       return try AdminResponse(400, "id is missing: ask for a new one first")
     }
-    if try await store.readEnvelope(id) != nil { return try AdminResponse(409, "\(id) is queued already") }
-    var intake = MessageIntake(id: id, store: store, now: reports.time.wallClock)
+    try check(request, allows: ["id"])
+    // An identifier of the client's own making could be that of a message that is being received, or run the numbers
+    // of the queue to their end.
+    guard given.take(id) else {
+      if try await store.readEnvelope(id) != nil { throw QueueError.alreadyQueued(id) }
+      return try AdminResponse(409, "\(id) was not given out for an import, or has been used: ask for a new one")
+    }
+    let accounts = await reports.accounts().map { all in Set(all.filter(\.isConfigured).map { $0.name.lowercased() }) }
+    var intake = MessageIntake(id: id, store: store, now: reports.time.wallClock, accounts: accounts)
     let content: Content
     do {
       // Who hangs up in the middle of a body is not heard: what is refused is read to its end all the same.
@@ -174,33 +231,56 @@ struct QueueAPI: Sendable {
   }
 }
 
+/// The identifiers that were given out for imports and that nobody has used yet.
+private final class GivenIDs: Sendable {
+  private let ids = Mutex<Set<QueueID>>([])
+  /// Whoever asks for more than he uses loses the oldest.
+  private static let limit = 10_000
+
+  func add(_ id: QueueID) {
+    ids.withLock { ids in
+      if ids.count >= Self.limit, let oldest = ids.min() { ids.remove(oldest) }
+      ids.insert(id)
+    }
+  }
+
+  /// Uses an identifier up. Returns false when it is not to be had.
+  func take(_ id: QueueID) -> Bool { ids.withLock { $0.remove(id) != nil } }
+}
+
 /// Takes a message from outside piece by piece: a line with its document, then its content.
 private struct MessageIntake {
   let id: QueueID
   let store: any QueueStore
   let now: Timestamp
+  /// The names of all `[domain:]`; nil when they are not known.
+  let accounts: Set<String>?
   private(set) var document: MessageDocument?
   private(set) var message: (envelope: Envelope, state: MessageState)?
   private var wanted = 0
   private var count = 0
   private var gathered: [UInt8] = []
   private var writer: (any ContentWriter)?
+  private var scanner = BareLineBreakScanner()
 
   private static let lineLimit = 4 << 20
   /// Contents above this size go into a file of their own, as those of the front door do.
   private static let memoryLimit = 256 << 10
   private static let pieceSize = 1 << 20
 
-  init(id: QueueID, store: any QueueStore, now: Timestamp) {
+  init(id: QueueID, store: any QueueStore, now: Timestamp, accounts: Set<String>?) {
     self.id = id
     self.store = store
     self.now = now
+    self.accounts = accounts
   }
 
   mutating func take(_ piece: [UInt8]) async throws {
     if document == nil {
+      // What came before has no end of a line.
+      let end = piece.firstIndex(of: 0x0a).map { gathered.count + $0 }
       gathered += piece
-      guard let end = gathered.firstIndex(of: 0x0a) else {
+      guard let end else {
         if gathered.count > Self.lineLimit { throw MessageDocument.Malformed(description: "the document is too long") }
         return
       }
@@ -215,7 +295,13 @@ private struct MessageIntake {
 
   private mutating func begin(_ line: [UInt8]) throws {
     let document = try MessageDocument(json: line)
-    message = try document.message(now: now)
+    let (envelope, state) = try document.message(now: now)
+    if let accounts, let lost = envelope.recipients.first(where: { !accounts.contains($0.account) }) {
+      // It would wait, and nobody would know what for.
+      throw MessageDocument.Malformed(
+        description: "\(lost.address) is for the account \(lost.account), and there is no [domain:\(lost.account)]")
+    }
+    message = (envelope, state)
     guard let octets = document.content?.octets else {
       throw MessageDocument.Malformed(description: "the size of the content is missing")
     }
@@ -227,11 +313,16 @@ private struct MessageIntake {
   private mutating func take(content piece: [UInt8]) async throws {
     count += piece.count
     guard count <= wanted else { throw wrongSize }
+    piece.withUnsafeBytes { scanner.scan($0) }
+    if scanner.sawBareLineBreak { throw Self.bareLineBreak }
     gathered += piece
     guard let writer, gathered.count >= Self.pieceSize else { return }
     try await writer.write(gathered)
     gathered = []
   }
+
+  private static let bareLineBreak = MessageDocument.Malformed(
+    description: "the content has a CR or a LF alone: its lines are to end in CRLF")
 
   private var wrongSize: MessageDocument.Malformed {
     .init(description: "\(count) octets of content came, and it should be \(wanted)")
@@ -240,6 +331,8 @@ private struct MessageIntake {
   mutating func finish() async throws -> Content {
     guard document != nil else { throw MessageDocument.Malformed(description: "there is no document") }
     guard count == wanted else { throw wrongSize }
+    scanner.finish()
+    if scanner.sawBareLineBreak { throw Self.bareLineBreak }
     guard let writer else { return .bytes(gathered) }
     try await writer.write(gathered)
     return try await writer.finish()

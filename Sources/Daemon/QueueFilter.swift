@@ -47,6 +47,9 @@ public struct QueueFilter: Sendable, Equatable {
   /// A query that is not understood, in words.
   public struct Malformed: Error, Sendable { public var description: String }
 
+  /// The names of the conditions in a query.
+  static let names: Set<String> = ["state", "account", "recipient", "sender", "older_than", "younger_than"]
+
   public var query: [(name: String, value: String)] {
     var pairs: [(name: String, value: String)] = []
     if let state { pairs.append(("state", state.rawValue)) }
@@ -83,6 +86,8 @@ public struct QueueFilter: Sendable, Equatable {
 
   /// Reads `90` (seconds), `30s`, `15m`, `2h`, `3d`, `1d12h`.
   public static func duration(_ text: String) -> Duration? {
+    // A hundred thousand years: what is longer is a mistake, and time stamps cannot be reckoned with it.
+    let longest: Int64 = 100_000 * 366 * 86_400
     var total: Int64 = 0
     var number: Int64?
     for character in text {
@@ -93,7 +98,10 @@ public struct QueueFilter: Sendable, Equatable {
       }
       let units: [Character: Int64] = ["s": 1, "m": 60, "h": 3600, "d": 86_400]
       guard let count = number, let unit = units[character] else { return nil }
-      total += count * unit
+      let (span, isTooLong) = count.multipliedReportingOverflow(by: unit)
+      let (sum, isTooMuch) = total.addingReportingOverflow(span)
+      guard !isTooLong, !isTooMuch, sum <= longest else { return nil }
+      total = sum
       number = nil
     }
     if let number {

@@ -25,8 +25,9 @@ enum OrderOutcome: Sendable {
 protocol OrderTaker: Sendable {
   /// - Parameter reason: what the operator said about it.
   func carryOut(_ order: QueueOrder, _ id: QueueID, reason: String?) async throws(QueueError) -> OrderOutcome
-  /// All messages, and all that accounts are on hold for; returns false when each message has to be told.
-  func retryAll() async -> Bool
+  /// All messages, and all that accounts are on hold for.
+  /// - Returns: how many are tried; nil when each message has to be told.
+  func retryAll() async throws(QueueError) -> Int?
   /// Takes a message that was queued from outside.
   func take(_ entry: QueueEntry) async
 }
@@ -36,7 +37,7 @@ struct StoppedOrders: OrderTaker {
   let store: any QueueStore
   let time: any Timekeeper
 
-  func retryAll() async -> Bool { false }
+  func retryAll() async -> Int? { nil }
   func take(_ entry: QueueEntry) async {}
 
   func carryOut(_ order: QueueOrder, _ id: QueueID, reason: String?) async throws(QueueError) -> OrderOutcome {
@@ -122,8 +123,8 @@ struct QueueOrders: Sendable {
     _ order: QueueOrder, _ filter: QueueFilter, after: QueueID?, until: QueueID?, reason: String?
   ) async throws(QueueError) -> OrderReport {
     var report = OrderReport()
-    if order == .retry, filter.isEmpty, after == nil, await taker.retryAll() {
-      report.done = reports.store.statistics.messages
+    if order == .retry, filter.isEmpty, after == nil, let count = try await taker.retryAll() {
+      report.done = count
       log?.notice("operator: all messages are tried now")
       return report
     }

@@ -19,6 +19,9 @@ public let relayVersion = "1.0.0"
 /// A running relay.
 public final class Relay: Sendable {
   private let loops: [EventLoop]
+  /// Apart from the mail and from each other: none of the three waits for what clients of another one do.
+  private let adminLoop: EventLoop
+  private let monitorLoop: EventLoop
   private let output: LogOutput
   private let log: Logger
   private let time: any Timekeeper
@@ -33,8 +36,7 @@ public final class Relay: Sendable {
   private struct State {
     var settings: Settings
     var isStopping = false
-    var admin: Task<Void, Never>?
-    var metrics: [Task<Void, Never>] = []
+    var services: [HTTPService] = []
   }
   private let state: Mutex<State>
 
@@ -78,15 +80,13 @@ public final class Relay: Sendable {
       var loops: [EventLoop] = []
       for i in 0..<max(1, sysconf(CInt(_SC_NPROCESSORS_ONLN))) { loops.append(try EventLoop(name: "loop-\(i)")) }
       self.loops = loops
+      adminLoop = try EventLoop(name: "admin")
+      monitorLoop = try EventLoop(name: "monitors")
     } catch { throw DaemonError("cannot start the event loops: \(error)", exitStatus: 71) }
 
     let failure = Failure()
     self.failure = failure
-    do throws(QueueError) {
-      spool = try Spool.open(
-        directory: settings.global.queueDir, disk: PosixDisk(), time: time,
-        options: SpoolOptions(reserve: settings.global.queueMinimumFree), onFailure: { failure.report($0) })
-    } catch { throw DaemonError("\(error)", exitStatus: 73) }
+    spool = try await Self.openSpool(settings, time, failure, output)
     census = QueueCensus(store: spool, time: time)
 
     let routes = Mutex(router)
@@ -112,6 +112,36 @@ public final class Relay: Sendable {
   }
 
   private let setRouter: @Sendable (Router) -> Void
+
+  /// Opens the queue. Whoever else has it, such as a command that looks into the queue of a stopped daemon, gets a
+  /// while to let go of it: nobody should have to start a daemon twice for that.
+  private static func openSpool(
+    _ settings: Settings, _ time: any Timekeeper, _ failure: Failure, _ output: LogOutput
+  ) async throws(DaemonError) -> Spool {
+    let deadline = time.now + lockPatience
+    var isTold = false
+    while true {
+      do throws(QueueError) {
+        return try Spool.open(
+          directory: settings.global.queueDir, disk: PosixDisk(), time: time,
+          options: SpoolOptions(reserve: settings.global.queueMinimumFree), onFailure: { failure.report($0) })
+      } catch {
+        guard case .locked(let pid) = error, time.now < deadline else { throw DaemonError("\(error)", exitStatus: 73) }
+        if !isTold {
+          let holder = pid > 0 ? "process \(pid)" : "another process"
+          output.logger("relay").warning(
+            "\(holder) has the queue \(settings.global.queueDir): waiting up to \(lockPatience.components.seconds) s")
+          output.flush()
+          isTold = true
+        }
+      }
+      do { try await time.sleep(until: time.now + .milliseconds(200)) } catch {
+        throw DaemonError("stopped while it waited for the queue", exitStatus: 73)
+      }
+    }
+  }
+
+  private static let lockPatience = Duration.seconds(30)
 
   private static func bind(_ settings: Settings) throws(DaemonError) -> [Listener] {
     let inherited = try SystemdNotifier.listeners()
@@ -153,7 +183,7 @@ public final class Relay: Sendable {
       guard page.count == 10_000, let last = page.last else { break }
       after = last.id
     }
-    await startAdmin(settings.global.adminSocket)
+    startAdmin(settings.global.adminSocket)
     startMetrics(settings.global.metricsListen)
     for listener in listeners { server.listen(on: listener) }
     let endpoints = listeners.map(\.endpoint.description).joined(separator: ", ")
@@ -168,29 +198,24 @@ public final class Relay: Sendable {
     }
   }
 
-  private func startAdmin(_ path: String) async {
+  private func startAdmin(_ path: String) {
     let admin = AdminServer(store: spool, delivery: delivery, time: time, log: log, status: { await self.report() })
-    let (stream, ready) = AsyncStream<Void>.makeStream()
-    let task = Task {
-      do { try await admin.run(path: path, whenListening: { ready.finish() }) } catch {
-        if !Task.isCancelled { log.error("the admin socket \(path) cannot be served: \(error)") }
-      }
-      ready.finish()
+    let service = HTTPService(loop: adminLoop) { try await admin.answer($0, $1) }
+    do throws(NetworkError) { service.listen(on: try Listener(bindingTo: path, mode: 0o660)) } catch {
+      log.error("admin_socket: the admin socket cannot be served: \(error)")
     }
-    state.withLock { $0.admin = task }
-    for await _ in stream {}
+    state.withLock { $0.services.append(service) }
   }
 
   private func startMetrics(_ endpoints: [Endpoint]) {
-    let server = MetricsServer { await self.report() }
-    let tasks = endpoints.map { endpoint in
-      Task { [log] in
-        do { try await server.run(on: endpoint) } catch {
-          if !Task.isCancelled { log.error("metrics_listen: \(endpoint) cannot be served: \(error)") }
-        }
+    let pages = MonitorPages { await self.report() }
+    let service = HTTPService(loop: monitorLoop) { request, _ in try await pages.answer(request) }
+    for endpoint in endpoints {
+      do throws(NetworkError) { service.listen(on: try Listener(bindingTo: endpoint)) } catch {
+        log.error("metrics_listen: \(endpoint) cannot be served: \(error)")
       }
     }
-    state.withLock { $0.metrics = tasks }
+    state.withLock { $0.services.append(service) }
   }
 
   /// Takes over changed settings. Listeners and the queue's directory stay as they are until a restart.
@@ -231,9 +256,7 @@ public final class Relay: Sendable {
     async let clients: Void = server.stop(within: grace)
     async let upstreams: Void = delivery.stop(within: grace)
     _ = await (clients, upstreams)
-    let (admin, metrics) = state.withLock { ($0.admin, $0.metrics) }
-    for task in metrics { task.cancel() }
-    admin?.cancel()
+    for service in state.withLock({ $0.services }) { await service.stop() }
     unlink(state.withLock { $0.settings.global.adminSocket })
     await spool.close()
     log.notice("stopped, \(spool.statistics.messages) messages stay in the queue")

@@ -22,6 +22,12 @@ public struct Supervisor: Sendable {
   /// - Returns: the exit status: 0, or 75 when the queue has failed and a restart has to recover it.
   public func run() async throws -> Int32 {
     Self.keepMemorySmall()
+    // On a loop of its own, so that a signal is heeded however busy the tasks of the process are.
+    let loop = try EventLoop(name: "supervisor")
+    return try await withTaskExecutorPreference(loop) { try await supervise(on: loop) }
+  }
+
+  private func supervise(on loop: EventLoop) async throws -> Int32 {
     let (events, post) = AsyncStream<Event>.makeStream()
     let sources = Self.watchSignals { post.yield($0) }
     defer { for source in sources { source.cancel() } }
@@ -35,7 +41,7 @@ public struct Supervisor: Sendable {
     relay.flushLog()
     SystemdNotifier.ready(status: await relay.statusLine())
 
-    let ticker = Task {
+    let ticker = Task(executorPreference: loop) {
       // STATUS= every ten seconds; the watchdog at half its interval when that is shorter.
       let interval = min(SystemdNotifier.watchdogInterval.map { $0 / 2 } ?? .seconds(10), .seconds(10))
       while !Task.isCancelled {
@@ -87,9 +93,11 @@ public struct Supervisor: Sendable {
   }
 
   private static func watchSignals(_ post: @escaping @Sendable (Event) -> Void) -> [any DispatchSourceSignal] {
-    [(SIGTERM, Event.stop), (SIGINT, .stop), (SIGHUP, .reload)].map { number, event in
+    // Not the global queue: its threads are those that tasks run on.
+    let queue = DispatchQueue(label: "signals")
+    return [(SIGTERM, Event.stop), (SIGINT, .stop), (SIGHUP, .reload)].map { number, event in
       signal(number, SIG_IGN)
-      let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+      let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
       source.setEventHandler { post(event) }
       source.activate()
       return source

@@ -50,6 +50,8 @@ public struct AccountSnapshot: Sendable {
   /// Host and port.
   public var upstream: String
   public var isEnabled: Bool
+  /// Whether the configuration has it. Mail of a `[domain:]` that is gone waits in an account that is not there.
+  public var isConfigured: Bool { !account.isEmpty || !upstream.hasPrefix(":") }
   /// Messages that wait, and messages that are under way.
   public var queued: Int
   public var active: Int

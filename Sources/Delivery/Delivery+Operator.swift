@@ -15,12 +15,20 @@ public enum OperatorBounce: Sendable, Equatable {
   case nobodyToTell(String)
 }
 
+/// What became of a message that the operator wanted gone.
+public enum OperatorDeletion: Sendable, Equatable {
+  case deleted
+  case noSuchMessage
+  /// It is being delivered at this moment: nothing was done.
+  case isUnderWay
+}
+
 extension Delivery {
   /// Keeps a message in the queue until ``release(_:by:)``. One that is under way finishes its attempt first.
   /// - Parameter reason: who does it and why, for the life of the message.
   /// - Returns: false when it is not queued.
-  public func hold(_ id: QueueID, by reason: String) async -> Bool {
-    guard let (envelope, _) = try? await services.store.readEnvelope(id) else { return false }
+  public func hold(_ id: QueueID, by reason: String) async throws(QueueError) -> Bool {
+    guard let (envelope, _) = try await services.store.readEnvelope(id) else { return false }
     let reason = HeaderText.singleLine(reason, limit: 300)
     services.store.update(id) { [now = services.time.wallClock] state in
       guard !state.isHeld else { return }
@@ -34,8 +42,8 @@ extension Delivery {
 
   /// Ends the hold of a message and tries it at once. The time on hold has not aged it: only attempts do.
   /// - Returns: false when it is not queued.
-  public func release(_ id: QueueID, by reason: String) async -> Bool {
-    guard let (envelope, state) = try? await services.store.readEnvelope(id) else { return false }
+  public func release(_ id: QueueID, by reason: String) async throws(QueueError) -> Bool {
+    guard let (envelope, state) = try await services.store.readEnvelope(id) else { return false }
     guard state.isHeld else { return true }
     let reason = HeaderText.singleLine(reason, limit: 300)
     services.store.update(id) { [now = services.time.wallClock] state in

@@ -143,26 +143,46 @@ public final class Delivery: Sendable {
     for (name, entries) in lanes { await account(name).recover(entries) }
   }
 
-  /// Tries messages now, whatever their schedule says; nil tries all, and accounts on hold with them.
-  public func retry(_ id: QueueID?) async {
+  /// Tries a message now, whatever its schedule says; nil tries all, and accounts on hold with them.
+  /// - Returns: false when the message is gone, or when all who can try it are delivering it at this moment.
+  @discardableResult public func retry(_ id: QueueID?) async throws(QueueError) -> Bool {
     guard let id else {
       for account in all { await account.retry(nil) }
-      return
+      return true
     }
-    guard let (envelope, _) = try? await services.store.readEnvelope(id) else { return }
-    for name in Set(envelope.recipients.map(\.account)) { await account(name).retry([id]) }
+    guard let (envelope, state) = try await services.store.readEnvelope(id) else { return false }
+    var isTried = false
+    let open = envelope.recipients.indices.filter { state.recipients[$0] == nil }
+    for name in Set(open.map { envelope.recipients[$0].account }) {
+      let account = account(name)
+      if await !account.messagesUnderWay.contains(id) { isTried = true }
+      await account.retry([id])
+    }
+    return isTried
   }
 
-  /// Takes a message out of the queue. Returns false when it is being delivered at this moment.
-  public func delete(_ id: QueueID) async -> Bool {
-    guard beginOrder(id) else { return false }
+  /// Takes a message out of the queue, unless it is being delivered at this moment.
+  public func delete(_ id: QueueID) async throws(QueueError) -> OperatorDeletion {
+    guard beginOrder(id) else { return .isUnderWay }
     defer { endOrder(id) }
     let accounts = all
     var isFree = true
     for account in accounts where await !account.cancel(id) { isFree = false }
-    if isFree { services.store.remove(id) }
-    for account in accounts { await account.endCancel(id, isRemoved: isFree) }
-    return isFree
+    let outcome: Result<OperatorDeletion, QueueError>
+    do throws(QueueError) {
+      // Asked once it is kept back: it may have been delivered since somebody looked.
+      if !isFree {
+        outcome = .success(.isUnderWay)
+      } else if try await services.store.readEnvelope(id) == nil {
+        outcome = .success(.noSuchMessage)
+      } else {
+        services.store.remove(id)
+        outcome = .success(.deleted)
+      }
+    } catch { outcome = .failure(error) }
+    let isRemoved = outcome == .success(.deleted) || outcome == .success(.noSuchMessage)
+    for account in accounts { await account.endCancel(id, isRemoved: isRemoved) }
+    return try outcome.get()
   }
 
   /// Whether nobody else takes this message out of the queue now: two orders at once would lose each other's entries.

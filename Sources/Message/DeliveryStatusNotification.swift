@@ -224,13 +224,14 @@ public struct DeliveryStatusNotification: Sendable {
       let clean = Self.ascii(HeaderText.singleLine(value))
       out += "\(name): \(HeaderText.fold(clean, column: name.utf8.count + 2))\r\n"
     }
-    if let envelopeID { field("Original-Envelope-Id", XText.encode(envelopeID)) }
+    // Decoded, both of them: xtext is how SMTP carries them (RFC 3461 4), and nothing that a report knows.
+    if let envelopeID { field("Original-Envelope-Id", envelopeID) }
     field("Reporting-MTA", "dns; \(hostname)")
     field("Arrival-Date", RFC5322Date.format(arrivalDate))
     for recipient in recipients {
       out += "\r\n"
       if let original = recipient.originalRecipient {
-        field("Original-Recipient", "\(original.addressType); \(XText.encode(original.address))")
+        field("Original-Recipient", "\(original.addressType); \(original.address)")
       }
       let type = recipient.finalRecipient.utf8.allSatisfy { $0 < 0x80 } ? "rfc822" : "utf-8"
       field("Final-Recipient", "\(type); \(recipient.finalRecipient)")

@@ -124,6 +124,34 @@ public final class Listener: Sendable {
     endpoint = Socket.endpoint(of: descriptor, peer: false) ?? wanted
   }
 
+  /// Binds and listens on a path in the file system, in place of whatever stands there. Nobody can connect before it
+  /// has `mode`. Its ``endpoint`` says nothing.
+  public init(bindingTo path: String, mode: mode_t, backlog: CInt = 128) throws(NetworkError) {
+    let kind = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_NONBLOCK.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    let name = Array(path.utf8)
+    guard name.count < MemoryLayout.size(ofValue: address.sun_path) else {
+      throw .system("listen on \(path)", ENAMETOOLONG)
+    }
+    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: name) }
+    let descriptor = socket(AF_UNIX, kind, 0)
+    guard descriptor >= 0 else { throw .system("socket", errno) }
+    unlink(path)
+    let bound = withUnsafePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        Glibc.bind(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+      }
+    }
+    guard bound == 0, chmod(path, mode) == 0, Glibc.listen(descriptor, backlog) == 0 else {
+      let code = errno
+      Glibc.close(descriptor)
+      throw .system("listen on \(path)", code)
+    }
+    self.descriptor = descriptor
+    endpoint = Endpoint(address: .ipv4Any, port: 0)
+  }
+
   /// Takes over a listening descriptor, as systemd hands it out (sd_listen_fds(3)).
   public init(adopting descriptor: CInt) throws(NetworkError) {
     let flags = fcntl(descriptor, F_GETFL)
@@ -143,6 +171,9 @@ public final class Listener: Sendable {
     Task(executorPreference: loop) { [descriptor] in await acceptor.run(descriptor, body) }
     return acceptor
   }
+
+  /// Closes the descriptor of a client that nobody serves any more.
+  public static func turnAway(_ descriptor: CInt) { Glibc.close(descriptor) }
 
   /// Closes a socket that is not being accepted on. ``Acceptor/stop()`` closes it otherwise.
   public func close() { Glibc.close(descriptor) }

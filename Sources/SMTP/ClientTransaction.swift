@@ -161,7 +161,10 @@ public struct ClientTransaction: Sendable {
     if let dsn, index < dsn.recipients.count {
       let parameters = dsn.recipients[index]
       if let notify = parameters.notify { output.append(contentsOf: " NOTIFY=\(notify.text)".utf8) }
-      if let original = parameters.originalRecipient {
+      // A type that is no atom would be a parameter of its own, or end the command.
+      if let original = parameters.originalRecipient,
+        RecipientParameters.OriginalRecipient.isAddressType(original.addressType)
+      {
         Self.append(" ORCPT=", original.addressType, to: &output)
         output.append(contentsOf: ";\(XText.encode(original.address))".utf8)
       }

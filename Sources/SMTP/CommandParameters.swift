@@ -48,8 +48,7 @@ extension Command {
         parameters.notify = notify
       case "ORCPT":
         guard let value, value.utf8.count <= 500, let semicolon = value.firstIndex(of: ";"),
-          semicolon != value.startIndex,
-          value[..<semicolon].utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7f }),
+          RecipientParameters.OriginalRecipient.isAddressType(value[..<semicolon]),
           let address = XText.decode(value[value.index(after: semicolon)...]), !address.isEmpty
         else { throw bad(keyword) }
         parameters.originalRecipient = .init(addressType: String(value[..<semicolon]), address: address)

@@ -61,6 +61,14 @@ public struct RecipientParameters: Hashable, Sendable {
       self.addressType = addressType
       self.address = address
     }
+
+    /// Whether a text can stand for the type: an atom (RFC 3461 4.2), and none with the sign that ends a keyword.
+    public static func isAddressType(_ text: some StringProtocol) -> Bool {
+      !text.isEmpty
+        && text.utf8.allSatisfy { byte in
+          byte.isDigit || (0x41...0x5a).contains(byte.uppercased) || "!#$%&'*+-/?^_`{|}~".utf8.contains(byte)
+        }
+    }
   }
 
   /// nil when NOTIFY was not given: report failures and, if configured so, delays.

@@ -106,7 +106,7 @@ final class LogWriter: @unchecked Sendable {
     let id = record.id.rawValue
     let known = core.shared.withLock { s in s.index[id] != nil }
     if known || appendIDs.contains(id) {
-      record.done?.resume(returning: .failure(.failed("message \(record.id) is already queued")))
+      record.done?.resume(returning: .failure(.alreadyQueued(record.id)))
       return
     }
     appends.append(record)

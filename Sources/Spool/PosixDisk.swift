@@ -93,11 +93,10 @@ public struct PosixDisk: Disk {
       let digits = String(decoding: text.prefix(max(count, 0)).prefix { $0 >= 0x30 && $0 <= 0x39 }, as: UTF8.self)
       return .heldBy(pid: Int32(digits) ?? 0)
     }
+    // The number is for people. The lock is held without it, and a full disk is no reason not to serve the queue.
     let text = Array("\(getpid())\n".utf8)
-    try file.truncate(to: 0)
-    guard pwrite(descriptor, text, text.count, 0) == text.count else {
-      throw DiskError(operation: "write", path: path, code: errno)
-    }
+    _ = ftruncate(descriptor, 0)
+    _ = pwrite(descriptor, text, text.count, 0)
     return .acquired(file)
   }
 }

@@ -4,6 +4,8 @@
 public enum QueueError: Error, Sendable, Equatable {
   /// No space is left; the message was not queued, later ones may be.
   case full
+  /// A message with this identifier is there already; it stays as it is.
+  case alreadyQueued(QueueID)
   /// The queue can no longer be trusted (a sync failed, or it was closed); only a restart helps.
   case failed(String)
   /// A directory or file of the queue may not be used by this user.
@@ -21,6 +23,7 @@ extension QueueError: CustomStringConvertible {
     switch self {
     case .full:
       "no space left for the queue: free space on its file system, or enlarge it"
+    case .alreadyQueued(let id): "\(id) is queued already"
     case .failed(let reason):
       "the queue stopped and needs a restart: \(reason)"
     case .notWritable(let path, let detail):

@@ -129,20 +129,22 @@ private struct VerifyingScan {
     "the daemon does not start with this: check the disk, keep a copy of the queue directory, and restore it from a "
     + "backup or ask for help with the copy"
 
+  private static let directoryInPlace = "it is a directory, and should be a file"
+
   /// - Returns: false when a file has vanished, so that the picture would be wrong.
   mutating func run() throws(DiskError) -> Bool {
     var done: UInt32?
     // Segments that are begun while we read belong to the picture: what compaction copies is found there.
     while true {
       let all = try numbers()
-      let fresh = all.filter { $0 > done ?? 0 }
+      let fresh = all.filter { number in done.map { number > $0 } ?? true }
       guard let last = fresh.last else { break }
-      var expected = done.map { $0 + 1 } ?? fresh[0]
+      var expected = done.map { UInt64($0) + 1 } ?? UInt64(fresh[0])
       for number in fresh {
         if number != expected {
-          damage(path(expected), 0, "the segment is missing", [], Self.logAdvice)
+          damage(path(UInt32(clamping: expected)), 0, "the segment is missing", [], Self.logAdvice)
         }
-        expected = number + 1
+        expected = UInt64(number) + 1
         guard try read(number, isLast: number == last) else { return false }
       }
       done = last
@@ -165,9 +167,17 @@ private struct VerifyingScan {
       if error.code == ENOENT { return false }
       throw error
     }
-    var size = try file.size()
+    var size: Int
+    let headerBytes: [UInt8]
+    do throws(DiskError) {
+      size = try file.size()
+      headerBytes = try file.bytes(min(LogFormat.segmentHeaderSize, size), at: 0)
+    } catch {
+      guard error.code == EISDIR else { throw error }
+      damage(path, 0, Self.directoryInPlace, [], Self.logAdvice)
+      return true
+    }
     report.segments += 1
-    let headerBytes = try file.bytes(min(LogFormat.segmentHeaderSize, size), at: 0)
     let header: Result<SegmentHeader, SegmentHeader.Problem> = headerBytes.withUnsafeBytes { raw in
       do throws(SegmentHeader.Problem) { return .success(try SegmentHeader(raw)) } catch { return .failure(error) }
     }
@@ -327,8 +337,20 @@ private struct VerifyingScan {
 
   // MARK: Contents
 
+  private static func contentAdvice(_ id: QueueID) -> String {
+    "restore this file from a backup, or delete the message with `ssmtp-mailer queue delete \(id)` and have it sent again"
+  }
+
   private mutating func checkContents() throws(DiskError) {
-    let names = Set(try disk.list(directory + "/content"))
+    let names: Set<String>
+    do throws(DiskError) { names = Set(try disk.list(directory + "/content")) } catch {
+      guard error.code == ENOENT || error.code == ENOTDIR else { throw error }
+      damage(
+        directory + "/content", 0, "the directory of the contents is missing",
+        live.filter { $0.value.file != nil }.keys.sorted().map { QueueID(rawValue: $0) },
+        "restore it from a backup; if no message is named here, an empty directory will do")
+      return
+    }
     var named = 0
     for (raw, message) in live.sorted(by: { $0.key < $1.key }) {
       guard let wanted = message.file else { continue }
@@ -336,15 +358,16 @@ private struct VerifyingScan {
       if names.contains(id.description) { named += 1 }
       let found: (count: Int, crc: UInt32)
       do throws(DiskError) { found = try checksum(contentPath(id)) } catch {
-        guard error.code == ENOENT else { throw error }
-        missing.insert(id)
+        switch error.code {
+        case ENOENT: missing.insert(id)
+        case EISDIR: damage(contentPath(id), 0, Self.directoryInPlace, [id], Self.contentAdvice(id))
+        default: throw error
+        }
         continue
       }
       report.contentFiles += 1
       report.contentOctets += found.count
-      let advice =
-        "restore this file from a backup, or delete the message with `ssmtp-mailer queue delete \(id)` and have it sent "
-        + "again"
+      let advice = Self.contentAdvice(id)
       if found.count != wanted.count {
         damage(contentPath(id), min(found.count, wanted.count), "its size should be \(wanted.count)", [id], advice)
       } else if found.crc != wanted.crc {

@@ -80,14 +80,18 @@ struct QueueList: AsyncParsableCommand {
   }
 
   func run() async throws {
+    if count {
+      var total = QueueCount()
+      try await QueueChannel.use(options) { total = try await askForCount($0) }
+      return try showCount(total)
+    }
     try await QueueChannel.use(options) { channel in
-      if count { return try await showCount(channel) }
       if output.json { return try await listJSON(channel) }
       try await listTable(channel)
     }
   }
 
-  private func showCount(_ channel: QueueChannel) async throws {
+  private func askForCount(_ channel: QueueChannel) async throws -> QueueCount {
     var total = QueueCount()
     repeat {
       var query = selection.filter.query
@@ -96,6 +100,10 @@ struct QueueList: AsyncParsableCommand {
     } while total.next != nil
     total.states.sort { $0.name < $1.name }
     total.accounts.sort { $0.name < $1.name }
+    return total
+  }
+
+  private func showCount(_ total: QueueCount) throws {
     if output.json { return try Terminal.printJSON(total) }
     var table = TextTable([("", .left), ("MESSAGES", .right), ("SIZE", .right)])
     for group in total.states { table.append([group.name, "\(group.messages)", Quantity.size(group.octets)]) }

@@ -33,7 +33,7 @@ struct QueueImport: AsyncParsableCommand {
         let other = file.hasSuffix(".eml") ? "\(name).json" : "\(name).eml"
         let isInterrupted = known.contains("\(name).importing")
         guard known.contains(other) || isInterrupted else {
-          Terminal.complain("\(directory)/\(file): there is no \(other) beside it")
+          Terminal.complain(TerminalText.clean("\(directory)/\(file): there is no \(other) beside it"))
           last = .data
           continue
         }
@@ -42,7 +42,7 @@ struct QueueImport: AsyncParsableCommand {
           try await ImportOfOne(directory: directory, name: name, channel: channel).run()
           count += 1
         } catch {
-          Terminal.complain("\(directory)/\(name): \(error)")
+          Terminal.complain(TerminalText.clean("\(directory)/\(name): \(error)"))
           last = error.status
           if error.status == .unavailable || error.status == .tryAgain { break }
         }
@@ -60,6 +60,9 @@ private struct ImportOfOne {
 
   private var imported: String { directory + "/imported" }
   private var marker: String { "\(directory)/\(name).importing" }
+
+  /// Names of files may hold anything.
+  private func tell(_ text: String) { Terminal.say(TerminalText.clean(text)) }
 
   func run() async throws(CommandFailure) {
     if OperatorFiles.exists(marker) { return try await goOn() }
@@ -80,7 +83,7 @@ private struct ImportOfOne {
       throw error
     }
     try finish()
-    Terminal.say("\(name) is queued as \(id)")
+    tell("\(name) is queued as \(id)")
   }
 
   /// Behind an import that was interrupted.
@@ -89,7 +92,7 @@ private struct ImportOfOne {
     // Killed while the files were moved: only what is queued is.
     if !OperatorFiles.exists("\(directory)/\(name).json"), OperatorFiles.exists("\(imported)/\(name).json") {
       try finish()
-      return Terminal.say("\(name) was queued as \(id) by an import that was interrupted")
+      return tell("\(name) was queued as \(id) by an import that was interrupted")
     }
     let response = try await channel.request("GET", AdminPath.message(AdminClient.escaped(id)))
     guard response.status == 200 else {
@@ -100,7 +103,7 @@ private struct ImportOfOne {
           + "import again")
     }
     try finish()
-    Terminal.say("\(name) is queued as \(id), by an import that was interrupted")
+    tell("\(name) is queued as \(id), by an import that was interrupted")
   }
 
   private func finish() throws(CommandFailure) {
@@ -133,16 +136,16 @@ private struct ImportOfOne {
         throw CommandFailure(.data, "\(name).eml is damaged: its CRC-32C is \(found), and should be \(wanted)")
       }
     }
-    if document.content?.crc32c == nil {
-      let lines = try LineEnds(of: file)
-      if let line = lines.bare {
-        throw CommandFailure(
-          .data,
-          "line \(line) of \(name).eml does not end in CRLF as mail has to: convert it with "
-            + "`sed -i 's/\\r*$/\\r/' \(name).eml`")
-      }
-      if lines.is8Bit { document.eightBitMIME = true }
+    let lines = try LineEnds(of: file)
+    // What came in pieces (BDAT) may have a last line without an end, and the checksum says that this is all of it.
+    let isByHand = document.content?.crc32c == nil
+    if let line = isByHand ? lines.bare ?? lines.unended : lines.bare {
+      throw CommandFailure(
+        .data,
+        "line \(line) of \(name).eml does not end in CRLF as mail has to: convert it with "
+          + "`sed -i 's/\\r*$/\\r/' \(name).eml`")
     }
+    if isByHand, lines.is8Bit { document.eightBitMIME = true }
     if document.id == nil { document.id = name }
     document.content = .init(octets: file.size, crc32c: nil)
     do throws(MessageDocument.Malformed) { _ = try document.message(now: .init(microseconds: 0)) } catch {
@@ -154,8 +157,10 @@ private struct ImportOfOne {
 
 /// Whether a message that somebody has written by hand may go over the wire.
 private struct LineEnds {
-  /// The number of the first line with a CR or LF alone, or of the last one when it has no end.
+  /// The number of the first line with a CR or LF alone.
   private(set) var bare: Int?
+  /// The number of the last line when it has no end.
+  private(set) var unended: Int?
   private(set) var is8Bit = false
 
   init(of file: ContentInput) throws(CommandFailure) {
@@ -171,8 +176,9 @@ private struct LineEnds {
         previous = byte
       }
     }
-    if bare == nil, previous != 0x0a { bare = line }
+    if bare == nil, previous == 0x0d { bare = line }
     self.bare = bare
+    unended = previous == 0x0a ? nil : line
     self.is8Bit = is8Bit
   }
 }

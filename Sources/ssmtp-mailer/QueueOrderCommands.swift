@@ -46,6 +46,7 @@ private struct OrderRun {
       var total = 0
       repeat {
         var query = selection.filter.query
+        if selection.all { query.append(("all", "true")) }
         if let next = report.next { query.append(("after", next)) }
         if let until = report.until { query.append(("until", until)) }
         report = try await call(channel, query)

@@ -20,15 +20,18 @@ struct QueueShow: AsyncParsableCommand {
   }
 
   func run() async throws {
+    var detail: QueueDetail?
     try await QueueChannel.use(options) { channel in
       if body {
         guard try await channel.download(AdminPath.content(AdminClient.escaped(id)), receive: { Terminal.write($0) })
         else { throw CommandFailure(.data, "there is no message \(TerminalText.clean(id)) in the queue") }
         return
       }
-      let detail: QueueDetail = try await channel.call("GET", AdminPath.message(AdminClient.escaped(id)))
-      if output.json { try Terminal.printJSON(detail) } else { Self.show(detail) }
+      detail = try await channel.call("GET", AdminPath.message(AdminClient.escaped(id)))
     }
+    // Printed when nobody has the queue any more: a pager may take its time.
+    guard let detail else { return }
+    if output.json { try Terminal.printJSON(detail) } else { Self.show(detail) }
   }
 
   private static func show(_ detail: QueueDetail) {

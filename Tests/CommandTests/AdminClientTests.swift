@@ -1,23 +1,22 @@
 // The admin client against an HTTP server on a Unix socket.
 
 import CommandLineTools
-import FlyingFox
-import FoundationEssentials
 import Glibc
+import Network
 import Testing
+
+@testable import Daemon
 
 @Suite struct AdminClientTests {
   @Test func requestsCarryMethodPathAndQuery() async throws {
     let path = "/tmp/ssmtp-admin-\(getpid())-\(UInt32.random(in: 0 ... .max)).sock"
-    let handler = ClosureHTTPHandler { request in
+    let service = HTTPService(loop: try EventLoop(name: "test.admin")) { request, _ in
       let query = request.query.map { "\($0.name)=\($0.value)" }.joined(separator: "&")
-      return HTTPResponse(
-        statusCode: request.path == "/gone" ? .notFound : .ok,
-        body: Data("\(request.method.rawValue) \(request.path) \(query)".utf8))
+      return AdminResponse(
+        request.path == "/gone" ? 404 : 200, "text/plain",
+        .bytes(Array("\(request.method) \(request.path) \(query)".utf8)))
     }
-    let server = HTTPServer(address: .unix(path: path), logger: .disabled, handler: handler)
-    let task = Task { try await server.run() }
-    try await server.waitUntilListening()
+    service.listen(on: try Listener(bindingTo: path, mode: 0o600))
     let client = AdminClient(socket: path)
     let listed = try client.request("GET", "/v1/queue?account=\(AdminClient.escaped("a b&c"))")
     #expect(listed.status == 200)
@@ -27,7 +26,7 @@ import Testing
     let deleted = try client.request("DELETE", "/gone")
     #expect(deleted.status == 404)
     #expect(String(decoding: deleted.body, as: UTF8.self) == "DELETE /gone ")
-    task.cancel()
+    await service.stop()
     unlink(path)
   }
 

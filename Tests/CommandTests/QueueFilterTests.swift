@@ -57,6 +57,7 @@ final class TemporaryQueue {
     arguments: [
       ("90", 90), ("30s", 30), ("15m", 900), ("2h", 7200), ("1d12h", 129_600), ("", nil), ("h", nil), ("2x", nil),
       ("2h5", nil), ("-1h", nil), ("99999999999999999999d", nil),
+      ("99999999999999d", nil), ("9999999999h99999999999999h", nil), ("999999999d999999999d", nil),
     ] as [(String, Int64?)])
   func timeSpans(_ text: String, _ seconds: Int64?) {
     #expect(QueueFilter.duration(text) == seconds.map { .seconds($0) })

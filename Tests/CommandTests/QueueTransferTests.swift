@@ -7,6 +7,15 @@ import Spool
 import Testing
 
 @testable import Daemon
+@testable import Delivery
+
+extension AccountSnapshot {
+  fileprivate static func named(_ name: String, upstream: String) -> AccountSnapshot {
+    AccountSnapshot(
+      name: name, account: "", upstream: upstream, isEnabled: true, queued: 0, active: 0, connections: 0,
+      maximumConnections: 1, counters: AccountCounters())
+  }
+}
 
 private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
   typealias Failure = any Error
@@ -27,6 +36,17 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     let decoder = JSONDecoder()
     decoder.keyDecodingStrategy = .convertFromSnakeCase
     return try decoder.decode(T.self, from: Data(try await response.body.read(at: 0, count: .max / 2)))
+  }
+
+  private func words(_ response: AdminResponse) async throws -> String {
+    String(decoding: try await response.body.read(at: 0, count: 1 << 20), as: UTF8.self)
+  }
+
+  /// An identifier for an import, as a client gets it.
+  private func newID(_ door: QueueAPI) async throws -> QueueID {
+    let fresh: [String: String] = try await decoded(
+      try await door.answer(AdminRequest(method: "POST", path: AdminPath.newID, query: [:])))
+    return try #require(fresh["id"].flatMap { QueueID($0) })
   }
 
   private func rich(_ time: ManualTime) -> (Envelope, MessageState) {
@@ -75,6 +95,10 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     (#"{"sender":"a@b.c","account":"x","recipients":["d@e.f"],"arrival":"yesterday"}"#, "yesterday is no time"),
     (#"{"sender":"a@b.c","account":"x","recipients":[{"address":"d@e.f","state":"delivered"}]}"#, "nobody is left"),
     (#"{"sender":"a@b.c","account":"x","recipients":["d@e.f"],"format":2}"#, "later release"),
+    (#"{"sender":"a@b.c","account":"x","recipients":[{"address":"d@e.f","orcpt":"rfc822 X=1;a@b.c"}]}"#, "orcpt is"),
+    (#"{"sender":"a@b.c","account":"x","recipients":[{"address":"d@e.f","orcpt":"a@b.c"}]}"#, "orcpt is"),
+    (#"{"sender":"a@b.c","account":"x","recipients":[{"address":"d@e.f","orcpt":"rfc822;a\r\nb"}]}"#, "orcpt is"),
+    (#"{"sender":"a@b.c","account":"x","recipients":["d@e.f"],"envid":"a\r\nb"}"#, "envid is"),
     (#"{"sender":5,"recipients":[]}"#, "wrong kind in sender"), ("{", "the text is broken"),
   ])
   func aBadDocumentIsRefusedInWords(_ json: String, _ words: String) {
@@ -88,7 +112,7 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     let (source, target) = (try TemporaryQueue(), try TemporaryQueue())
     let (envelope, state) = rich(source.time)
     // A prime number of octets again and again: pieces that change places are noticed.
-    let pattern = (0..<251).map { UInt8($0) }
+    let pattern = (0..<253).map { UInt8($0) }.filter { $0 != 0x0a && $0 != 0x0d }
     let content = Array((0...size / pattern.count).flatMap { _ in pattern }.prefix(size))
     let old = source.spool.nextID()
     try await source.spool.append(old, envelope, .bytes(content))
@@ -100,19 +124,19 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
       AdminRequest(method: "GET", path: AdminPath.content(old.description), query: [:]))
     #expect(try await copy.body.read(at: 0, count: size + 1) == content)
 
-    let fresh: [String: String] = try await decoded(
-      try await api(target).answer(AdminRequest(method: "POST", path: AdminPath.newID, query: [:])))
-    let id = try #require(fresh["id"].flatMap { QueueID($0) })
+    let door = api(target)
+    let id = try await newID(door)
     let body = document.jsonLine + content
     let pieces = stride(from: 0, to: body.count, by: 70_000).map { Array(body[$0..<min($0 + 70_000, body.count)]) }
-    let answer = try await api(target).answer(
+    let answer = try await door.answer(
       AdminRequest(
         method: "POST", path: AdminPath.importing, query: ["id": id.description], body: Pieces(pieces: pieces)))
     #expect(answer.status == 200)
-    let twice = try await api(target).answer(
+    let twice = try await door.answer(
       AdminRequest(
         method: "POST", path: AdminPath.importing, query: ["id": id.description], body: Pieces(pieces: pieces)))
     #expect(twice.status == 409)
+    #expect(try await words(twice).contains("\(id) is queued already"))
 
     let message = try #require(try await target.spool.read(id))
     #expect(message.envelope == envelope)
@@ -130,13 +154,111 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     var document = MessageDocument(queue.spool.nextID(), rich(queue.time).0, MessageState())
     let content = [UInt8](repeating: 0x61, count: 300_000)
     document.content = .init(octets: content.count + difference)
-    let answer = try await api(queue).answer(
+    let door = api(queue)
+    let answer = try await door.answer(
       AdminRequest(
-        method: "POST", path: AdminPath.importing, query: ["id": queue.spool.nextID().description],
+        method: "POST", path: AdminPath.importing, query: ["id": try await newID(door).description],
         body: Pieces(pieces: [document.jsonLine, content])))
     #expect(answer.status == 422)
     #expect(queue.spool.statistics.messages == 0)
     #expect(try FileManager.default.contentsOfDirectory(atPath: "\(queue.path)/content") == [])
+    await queue.end()
+  }
+
+  @Test func onlyAnIdentifierThatWasGivenOutNamesAnImportAndOnlyOnce() async throws {
+    let queue = try TemporaryQueue()
+    let door = api(queue)
+    let content = [UInt8](repeating: 0x61, count: 300_000)
+    var document = MessageDocument(queue.spool.nextID(), rich(queue.time).0, MessageState())
+    document.content = .init(octets: content.count)
+    let line = document.jsonLine
+    @Sendable func importing(_ id: QueueID, _ content: [UInt8]) async throws -> Int {
+      try await door.answer(
+        AdminRequest(
+          method: "POST", path: AdminPath.importing, query: ["id": id.description],
+          body: Pieces(pieces: [line, content]))
+      ).status
+    }
+    let greatest = try #require(QueueID("zzzzzzzzzzz"))
+    let received = queue.spool.nextID()
+    #expect(try await importing(greatest, content) == 409)
+    #expect(try await importing(received, content) == 409, "it is being received by somebody else")
+    #expect(queue.spool.nextID() < greatest)
+    let id = try await newID(door)
+    async let one = importing(id, content)
+    async let other = importing(id, content)
+    #expect(try await [one, other].sorted() == [200, 409])
+    #expect(try await queue.spool.read(id)?.content.read(at: 0, count: 1 << 20) == content)
+    let used = try await newID(door)
+    #expect(try await importing(used, [1]) == 422)
+    #expect(try await importing(used, content) == 409)
+    #expect(queue.spool.statistics.messages == 1)
+    await queue.end()
+  }
+
+  @Test(arguments: [("", 200), ("sales.example", 422)]) func whileTheDaemonRunsAnAccountHasToBeThere(
+    _ account: String, _ status: Int
+  ) async throws {
+    let queue = try TemporaryQueue()
+    let known = AccountSnapshot.named("example.com", upstream: "smtp.gmail.com:587")
+    // One that the configuration no longer has; mail of before still waits for it.
+    let gone = AccountSnapshot.named("sales.example", upstream: ":0")
+    var reports = queue.reports
+    reports.accounts = { [known, gone] }
+    let door = QueueAPI(
+      reports: reports,
+      orders: QueueOrders(reports: reports, taker: StoppedOrders(store: queue.spool, time: queue.time), log: nil))
+    let line =
+      #"{"sender":"a@b.c","account":"\#(account.isEmpty ? "Example.com" : account)","#
+      + #""recipients":["d@e.f"],"content":{"octets":3}}"# + "\n"
+    let answer = try await door.answer(
+      AdminRequest(
+        method: "POST", path: AdminPath.importing, query: ["id": try await newID(door).description],
+        body: Pieces(pieces: [Array(line.utf8), Array("x\r\n".utf8)])))
+    #expect(answer.status == status)
+    if status == 422 { #expect(try await words(answer).contains("there is no [domain:\(account)]")) }
+    await queue.end()
+  }
+
+  @Test(arguments: ["a\nb\r\n", "a\rb\r\n", "a\r\nb\r", "\n"]) func contentWithABareLineBreakIsNotQueued(
+    _ text: String
+  ) async throws {
+    let queue = try TemporaryQueue()
+    let door = api(queue)
+    var document = MessageDocument(queue.spool.nextID(), rich(queue.time).0, MessageState())
+    document.content = .init(octets: text.utf8.count)
+    let answer = try await door.answer(
+      AdminRequest(
+        method: "POST", path: AdminPath.importing, query: ["id": try await newID(door).description],
+        body: Pieces(pieces: [document.jsonLine] + text.utf8.map { [$0] })))
+    #expect(answer.status == 422)
+    #expect(try await words(answer).contains("CRLF"))
+    #expect(queue.spool.statistics.messages == 0)
+    await queue.end()
+  }
+
+  @Test(arguments: [
+    ("POST", "orders/delete", ["recipent": "x@example.com"], "recipent"), ("POST", "orders/delete", [:], "all=true"),
+    ("POST", "orders/delete", ["all": "yes"], "all"), ("POST", "orders/hold", ["reason": "x"], "all=true"),
+    ("POST", "orders/retry", ["all": "true", "state": "held"], "one of the two"),
+    ("POST", "orders/delete", ["ids": "x", "sender": "a"], "sender"), ("GET", "", ["stat": "held"], "stat"),
+    ("GET", "", ["limit": "many"], "limit"), ("GET", "count", ["limit": "1"], "limit"),
+    ("POST", "new-id", ["x": "1"], "x"),
+  ])
+  func aNameThatIsNotKnownIsRefusedAndDoesNothing(
+    _ method: String, _ path: String, _ query: [String: String], _ word: String
+  ) async throws {
+    let queue = try TemporaryQueue()
+    let id = try await queue.add()
+    let answer = try await api(queue).answer(
+      AdminRequest(method: method, path: "/v1/queue/\(path)", query: query))
+    #expect(answer.status == 400)
+    #expect(try await words(answer).contains(word))
+    #expect(try await queue.spool.readEnvelope(id)?.1 == MessageState())
+    let all = try await api(queue).answer(
+      AdminRequest(method: "POST", path: AdminPath.order(.delete), query: ["all": "true"]))
+    #expect(all.status == 200)
+    #expect(queue.spool.statistics.messages == 0)
     await queue.end()
   }
 

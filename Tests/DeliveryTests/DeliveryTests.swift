@@ -349,7 +349,7 @@ struct FixedNames: AddressSource {
     let id = try await bench.submit()
     let kept = try await bench.submit()
     #expect(await bench.account().queued == 2)
-    #expect(await bench.delivery.delete(id))
+    #expect(try await bench.delivery.delete(id) == .deleted)
     var enabled = bench.settings
     enabled.isEnabled = true
     await bench.delivery.configure([enabled], DeliverySettings(hostname: "mailer.example.test"))

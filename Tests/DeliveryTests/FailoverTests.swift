@@ -116,14 +116,14 @@ private struct Pair {
     // Until three wait at the carrier.
     await pair.main.until { await pair.main.delivery.messagesUnderWay().count == 3 }
     let rest = ids.filter { pair.main.store.messages[$0] != nil }
-    #expect(await pair.main.delivery.delete(rest[0]))
-    #expect(await pair.main.delivery.hold(rest[1], by: "operator"))
+    #expect(try await pair.main.delivery.delete(rest[0]) == .deleted)
+    #expect(try await pair.main.delivery.hold(rest[1], by: "operator"))
     #expect(pair.main.store.messages.count == 2)
     pair.main.time.advance(by: .seconds(61))
     #expect(await pair.spare.upstream.messages(atLeast: 2).count == 2)
     await pair.main.until { pair.main.store.messages.count == 1 }
     #expect(pair.main.state(rest[1])?.isHeld == true)
-    #expect(await pair.main.delivery.release(rest[1], by: "operator"))
+    #expect(try await pair.main.delivery.release(rest[1], by: "operator"))
     pair.main.time.advance(by: .seconds(61))
     #expect(await pair.spare.upstream.messages(atLeast: 3).count == 3)
     await pair.end()

@@ -116,7 +116,7 @@ import Testing
     #expect(await bench.account().queued == 6)
     let since = await bench.account().hold?.since
     bench.time.advance(by: .seconds(10))
-    await bench.delivery.retry(id)
+    try await bench.delivery.retry(id)
     while bench.lines.all.filter({ $0.contains("on hold (dailyLimit)") }).count < 2 { await Task.yield() }
     // The hold went on all the while.
     #expect(await bench.account().hold?.since == since)
@@ -156,11 +156,11 @@ import Testing
     let id = try await submitToTwoAccounts(bench)
     // The upstream has it and does not answer: it stays under way until the connection breaks.
     _ = await bench.upstream.wait { $0.scriptedFaults == 1 }
-    #expect(await bench.delivery.delete(id) == false)
+    #expect(try await bench.delivery.delete(id) == .isUnderWay)
     await bench.upstream.stop()
     _ = await bench.lines.line(containing: "in doubt")
     #expect(await bench.delivery.snapshots().map(\.active) == [0, 0])
-    #expect(await bench.delivery.delete(id))
+    #expect(try await bench.delivery.delete(id) == .deleted)
     #expect(bench.store.messages.isEmpty)
     await bench.end()
   }
@@ -171,7 +171,7 @@ import Testing
     _ = await bench.lines.line(containing: "status=sent")
     #expect(await bench.delivery.snapshots().map(\.queued) == [0, 1])
     #expect(bench.store.messages[id]?.state.recipients == [0: .delivered])
-    #expect(await bench.delivery.delete(id))
+    #expect(try await bench.delivery.delete(id) == .deleted)
     #expect(bench.store.messages.isEmpty)
     await bench.end()
   }

@@ -19,13 +19,13 @@ import Testing
     let bench = try await Bench { $0.isEnabled = false }
     let id = try await bench.submit()
     #expect(await bench.account().queued == 1)
-    #expect(await bench.delivery.hold(id, by: "operator: looks odd"))
+    #expect(try await bench.delivery.hold(id, by: "operator: looks odd"))
     let other = try await bench.submit()
     await enable(bench)
     _ = await bench.upstream.messages(atLeast: 1)
     await bench.until { await bench.account().queued == 0 }
     #expect(bench.store.removed == [other] && bench.state(id)?.isHeld == true)
-    #expect(await bench.delivery.release(id, by: "operator: it is not"))
+    #expect(try await bench.delivery.release(id, by: "operator: it is not"))
     #expect(await bench.upstream.messages(atLeast: 2).count == 2)
     await bench.end()
     #expect(bench.store.messages.isEmpty)
@@ -76,12 +76,12 @@ import Testing
     let bench = try await Bench([.recipient("slow@", "450 4.2.1 no", times: 1)])
     let id = try await bench.submit(to: ["slow@example.test"])
     await bench.settled(id, attempts: 1)
-    #expect(await bench.delivery.hold(id, by: "operator"))
+    #expect(try await bench.delivery.hold(id, by: "operator"))
     bench.time.advance(by: .seconds(20 * 86_400))
     await bench.until { await bench.account().queued == 0 }
     #expect(bench.state(id)?.lanes["example.test"]?.attempts == 1)
-    #expect(await bench.delivery.hold(id, by: "again") && bench.state(id)?.life.map(\.kind) == [.deferred, .held])
-    #expect(await bench.delivery.release(id, by: "operator"))
+    #expect(try await bench.delivery.hold(id, by: "again") && bench.state(id)?.life.map(\.kind) == [.deferred, .held])
+    #expect(try await bench.delivery.release(id, by: "operator"))
     #expect(await bench.upstream.messages(atLeast: 1).count == 1)
     await bench.end()
     #expect(bench.store.messages.isEmpty)
@@ -91,21 +91,36 @@ import Testing
     let bench = try await Bench([.recipient("slow@", "450 4.2.1 no", times: 1)])
     let id = try await bench.submit(to: ["slow@example.test"])
     await bench.settled(id, attempts: 1)
-    #expect(await bench.delivery.hold(id, by: "operator"))
+    #expect(try await bench.delivery.hold(id, by: "operator"))
     let next = try await bench.restart()
     #expect(await next.snapshots().map(\.queued) == [0])
-    #expect(await next.release(id, by: "operator"))
+    #expect(try await next.release(id, by: "operator"))
     #expect(await bench.upstream.messages(atLeast: 1).count == 1)
     await next.stop(within: .seconds(30))
     await bench.upstream.stop()
     #expect(bench.store.messages.isEmpty)
   }
 
+  @Test func whoComesTooLateHearsThatTheMessageIsGoneOrUnderWay() async throws {
+    let bench = try await Bench([.hang(.content, times: 1)])
+    let gone = bench.store.nextID()
+    #expect(try await bench.delivery.delete(gone) == .noSuchMessage)
+    #expect(try await bench.delivery.retry(gone) == false)
+    let id = try await bench.submit()
+    _ = await bench.upstream.wait { $0.scriptedFaults == 1 }
+    #expect(try await bench.delivery.retry(id) == false, "it is under way")
+    #expect(try await bench.delivery.delete(id) == .isUnderWay)
+    await bench.upstream.stop()
+    await bench.until { await bench.account().active == 0 }
+    #expect(try await bench.delivery.retry(id))
+    await bench.end()
+  }
+
   @Test func messageThatIsNotQueuedCanNeitherBeHeldNorReleasedNorReturned() async throws {
     let bench = try await Bench()
     let id = bench.store.nextID()
-    #expect(await bench.delivery.hold(id, by: "x") == false)
-    #expect(await bench.delivery.release(id, by: "x") == false)
+    #expect(try await bench.delivery.hold(id, by: "x") == false)
+    #expect(try await bench.delivery.release(id, by: "x") == false)
     #expect(await bench.delivery.bounce(id, by: "x") == .noSuchMessage)
     await bench.end()
   }
@@ -116,7 +131,7 @@ import Testing
       .test("slow@example.test"), .test("slow@other.test", .never), .test("support@example.test"),
     ])
     await bench.settled(id, attempts: 1)
-    #expect(await bench.delivery.hold(id, by: "operator"))
+    #expect(try await bench.delivery.hold(id, by: "operator"))
     #expect(await bench.delivery.bounce(id, by: "sent by mistake") == .bounced)
     let report = await bench.reports(1)[0]
     #expect(report.contains("Returned by the operator of this relay: sent by mistake"))
@@ -132,7 +147,7 @@ import Testing
     _ = await bench.upstream.wait { $0.scriptedFaults == 1 }
     #expect(await bench.delivery.bounce(id, by: "x") == .isUnderWay)
     // Held now, it finishes its attempt, and goes nowhere then.
-    #expect(await bench.delivery.hold(id, by: "x"))
+    #expect(try await bench.delivery.hold(id, by: "x"))
     await bench.upstream.stop()
     await bench.until { await bench.account().active == 0 }
     #expect(bench.state(id)?.isHeld == true && bench.state(id)?.lanes["example.test"]?.inDoubt == 1)

@@ -133,7 +133,7 @@ func expectWellFormed(_ message: [UInt8]) {
   }
   static let original = Array("From: a@b\r\nSubject: hello\r\n\r\nsecret body\r\n".utf8)
   static let failed = DeliveryStatusNotification.Recipient(
-    finalRecipient: "new@g.example", originalRecipient: .init(addressType: "rfc822", address: "old@x.example"),
+    finalRecipient: "new@g.example", originalRecipient: .init(addressType: "rfc822", address: "old+a=b@x.example"),
     action: .failed,
     reply: Reply(550, "5.1.1", "No such user"), remoteMTA: "gmail.example")
 
@@ -145,7 +145,7 @@ func expectWellFormed(_ message: [UInt8]) {
       "From: Mail Delivery System <MAILER-DAEMON@mx.example>\r\n", "To: <sender@x.example>\r\n",
       "Auto-Submitted: auto-replied\r\n",
       "multipart/report; report-type=delivery-status;\r\n boundary=", "Reporting-MTA: dns; mx.example\r\n",
-      "Original-Envelope-Id: env+201\r\n", "Original-Recipient: rfc822; old@x.example\r\n",
+      "Original-Envelope-Id: env 1\r\n", "Original-Recipient: rfc822; old+a=b@x.example\r\n",
       "Final-Recipient: rfc822; new@g.example\r\nAction: failed\r\nStatus: 5.1.1\r\nRemote-MTA: dns; gmail.example\r\n",
       "Diagnostic-Code: smtp; 550 5.1.1 No such user\r\n", "text/rfc822-headers", "Subject: hello\r\n",
     ] { #expect(message.contains(part), "\(part)") }

@@ -139,12 +139,28 @@ extension EndToEnd {
       }
     }
 
+    @Test(.timeLimit(.minutes(2))) func aStartWaitsForACommandThatHasTheQueue() async throws {
+      try await Bench.run { bench in
+        #expect(await bench.stop() == 0)
+        // As a command has it whose output a pager holds up.
+        let lock = open("\(bench.queue)/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        try #require(lock >= 0 && flock(lock, LOCK_EX | LOCK_NB) == 0)
+        let daemon = try bench.launch()
+        try await bench.waitForLog("has the queue \(bench.queue): waiting")
+        #expect(daemon.isRunning)
+        let before = bench.log.occurrences(of: "is ready on")
+        close(lock)
+        try await until("the daemon is ready") { bench.log.occurrences(of: "is ready on") > before }
+        #expect(await bench.stop() == 0)
+      }
+    }
+
     @Test(.timeLimit(.minutes(2))) func badStartsSayWhatIsWrong() async throws {
       try await Bench.run { bench in
         let first = bench.daemon
         func attempt(_ name: String, _ arguments: [String]) async throws -> (status: Int32, errors: String) {
           let daemon = try bench.launch(arguments, errors: "\(name).err")
-          return (await daemon.exit(within: 20), Files.read("\(bench.folder)/\(name).err"))
+          return (await daemon.exit(within: 50), Files.read("\(bench.folder)/\(name).err"))
         }
         let port = try await attempt("port", ["--set", "global.queue_dir=\(bench.folder)/queue2"])
         #expect(port.status == 71)
@@ -154,6 +170,7 @@ extension EndToEnd {
         let locked = try await attempt("locked", free)
         #expect(locked.status == 73)
         #expect(locked.errors.contains("the queue is in use by process \(first.pid)"), "\(locked.errors)")
+        #expect(bench.log.contains("process \(first.pid) has the queue"))
         #expect(try await bench.relay("status").status == 0)
 
         // Root may write everywhere, so the read-only case is tested under systemd.

@@ -74,6 +74,17 @@ import Testing
     }
   }
 
+  @Test func aTypeOfAnAddressThatIsNoAtomIsLeftOut() {
+    let original = RecipientParameters.OriginalRecipient(addressType: "rfc822 NOTIFY=NEVER X=", address: "a@b")
+    var transaction = ClientTransaction(
+      reversePath: "", recipients: ["r"], size: 1, is8Bit: false, smtpUTF8: false,
+      capabilities: Self.capabilities("PIPELINING", "DSN"),
+      dsn: .init(ret: nil, envelopeID: nil, recipients: [.init(notify: nil, originalRecipient: original)]))
+    var output: [UInt8] = []
+    _ = transaction.flight(into: &output)
+    #expect(String(decoding: output, as: UTF8.self) == "MAIL FROM:<>\r\nRCPT TO:<r>\r\nDATA\r\n")
+  }
+
   @Test func noAddressCanBeginACommand() {
     var transaction = ClientTransaction(
       reversePath: "a\r\nQUIT", recipients: ["b\nDATA"], size: 1, is8Bit: false, smtpUTF8: false,

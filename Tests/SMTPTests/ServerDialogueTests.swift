@@ -253,7 +253,7 @@ struct Dialogue {
     "MAIL FROM:<a@b> ENVID=a+0Db", "MAIL FROM:<a@b> ENVID=+ZZ", "MAIL FROM:<a@b> ENVID=a=b", "MAIL FROM:<a@b> RET=X",
     "RCPT TO:<a@b> NOTIFY=NEVER,DELAY", "RCPT TO:<a@b> NOTIFY=", "RCPT TO:<a@b> ORCPT=x",
     "RCPT TO:<a@b> ORCPT=rfc822;+0A",
-    "RCPT TO:<a@b> ORCPT=rfc822;",
+    "RCPT TO:<a@b> ORCPT=rfc822;", "RCPT TO:<a@b> ORCPT=rfc@822;a",
   ])
   func malformedParametersAreRefused(_ line: String) {
     do throws(CommandError) {

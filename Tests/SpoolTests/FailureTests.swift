@@ -9,6 +9,13 @@ import Testing
 @Suite struct SpoolFailureTests {
   private let segment = "/q/spool/00000001.seg"
 
+  @Test func aLockIsHeldThoughTheDiskHasNoRoomForTheNumberOfItsHolder() throws {
+    guard case .acquired = try PosixDisk().lock("/dev/full") else {
+      Issue.record("somebody else has it")
+      return
+    }
+  }
+
   @Test func tornTailAtEveryByteOfTheLastRecordIsCutOff() async throws {
     let disk = MemoryDisk()
     let spool = try open(disk)

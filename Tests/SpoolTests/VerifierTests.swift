@@ -8,6 +8,40 @@ import Testing
 @testable import Spool
 
 @Suite struct VerifierTests {
+  @Test func segmentsOfAnyNumberAreReadAndWhatIsNoFileIsNamed() async throws {
+    var template = Array("/tmp/ssmtp-verify.XXXXXX".utf8CString)
+    let folder = String(cString: try #require(mkdtemp(&template)))
+    defer { _ = system("rm -rf \(folder)") }
+    let spool = try Spool.open(directory: folder, time: ManualTime(), onFailure: { _ in })
+    let large = try await largeContent(spool, 270_000)
+    await spool.close()
+    func damages() throws -> [String] {
+      try SpoolVerifier(directory: folder).run().damages.map { "\($0.file.dropFirst(folder.count)): \($0.detail)" }
+    }
+    #expect(try damages() == [])
+    for name in ["00000000", "4294967295"] {
+      let file = try #require(fopen("\(folder)/spool/\(name).seg", "w"))
+      fputs("this is no segment, and it is longer than the header of a segment could ever be, by far\n", file)
+      fclose(file)
+    }
+    let found = try damages()
+    #expect(found.contains("/spool/00000000.seg: the segment header is damaged"), "\(found)")
+    #expect(found.contains("/spool/4294967295.seg: the segment header is damaged"), "\(found)")
+    for name in ["00000000", "4294967295"] { unlink("\(folder)/spool/\(name).seg") }
+
+    unlink("\(folder)/content/\(large)")
+    mkdir("\(folder)/content/\(large)", 0o700)
+    #expect(try damages() == ["/content/\(large): it is a directory, and should be a file"])
+    rmdir("\(folder)/content/\(large)")
+    rmdir("\(folder)/content")
+    let report = try SpoolVerifier(directory: folder).run()
+    #expect(report.damages.map(\.file) == ["\(folder)/content"])
+    #expect(report.damages.first?.affected == [large])
+    mkdir("\(folder)/content", 0o700)
+    mkdir("\(folder)/spool/00000002.seg", 0o700)
+    #expect(try damages().contains("/spool/00000002.seg: it is a directory, and should be a file"))
+  }
+
   private func verify(_ disk: any Disk) throws -> SpoolVerifier.Report {
     try SpoolVerifier(directory: "/q", disk: disk).run()
   }
