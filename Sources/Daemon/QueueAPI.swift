@@ -296,8 +296,9 @@ private struct MessageIntake {
   private mutating func begin(_ line: [UInt8]) throws {
     let document = try MessageDocument(json: line)
     let (envelope, state) = try document.message(now: now)
-    if let accounts, let lost = envelope.recipients.first(where: { !accounts.contains($0.account) }) {
+    for (index, lost) in envelope.recipients.enumerated() where state.recipients[index] == nil {
       // It would wait, and nobody would know what for.
+      guard let accounts, !accounts.contains(lost.account) else { continue }
       throw MessageDocument.Malformed(
         description: "\(lost.address) is for the account \(lost.account), and there is no [domain:\(lost.account)]")
     }
