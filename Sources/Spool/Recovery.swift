@@ -61,10 +61,12 @@ struct Recovery {
     var offset = promised
     while offset < segment.size {
       let bytes = try segment.file.bytes(min(1 << 20, segment.size - offset), at: offset)
-      if bytes.isEmpty { return }
+      if bytes.isEmpty { break }
       try segment.file.writeAll(bytes, at: offset)
       offset += bytes.count
     }
+    // The same holds for a truncation: what it cut off may still be on the disk, and would stand behind later records.
+    try segment.file.truncate(to: segment.size)
   }
 
   private func path(_ number: UInt32) -> String { segmentDirectory + "/" + LogFormat.segmentName(number) }

@@ -188,13 +188,13 @@ extension EndToEnd {
     @Test(.timeLimit(.minutes(2))) func whatExceedsTheDailyLimitWaits() async throws {
       try await Stage.run("daily-limit:2") { stage in
         let ids = try stage.submit(5)
-        let status = try await stage.status(shows: "on hold", "Daily user sending limit exceeded", "5.4.5")
+        let status = try await stage.status(shows: "daily limit", "Daily user sending limit exceeded", "5.4.5")
         stage.note(status)
         #expect(stage.gmail.messages.count <= 2)
         try await stage.gmail.recover()
         try await stage.retryAll()
         try await stage.arrived(ids)
-        #expect(try await !stage.bench.relay("status").output.contains("on hold"))
+        #expect(try await !stage.bench.relay("status").output.contains("daily limit"))
       }
     }
 
