@@ -1,5 +1,7 @@
 // SMTP on standard input and output (`sendmail -bs`): the daemon speaks, this only carries the octets.
 
+// libcurl's headers bring those of sockets: whole-module builds find the constants there only.
+import CCurl
 import Glibc
 import Primitives
 

@@ -316,7 +316,7 @@ final class LogWriter: @unchecked Sendable {
         fail(error.asQueueError)
         return .dead
       }
-      // An empty last segment does no harm to recovery, and the next attempt empties it again.
+      // Should it come back, recovery knows that it never was the last one; and the next attempt empties it again.
       do throws(DiskError) { try core.disk.unlink(path) } catch {}
       return .full
     }

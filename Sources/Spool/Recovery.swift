@@ -31,7 +31,14 @@ struct Recovery {
     } catch { throw error.asQueueError }
     let names: [String]
     do throws(DiskError) { names = try disk.list(segmentDirectory) } catch { throw error.asQueueError }
-    let numbers = names.compactMap(LogFormat.segmentNumber).sorted()
+    var numbers = names.compactMap(LogFormat.segmentNumber).sorted()
+    do throws(DiskError) {
+      if let last = numbers.last, try isStillborn(last) {
+        try disk.unlink(path(last))
+        try disk.syncDirectory(segmentDirectory)
+        numbers.removeLast()
+      }
+    } catch { throw error.asQueueError }
     for (place, number) in numbers.enumerated() {
       if place > 0, numbers[place - 1] + 1 != number {
         throw .corrupt(file: path(numbers[place - 1] + 1), offset: 0, detail: "the segment is missing")
@@ -49,6 +56,24 @@ struct Recovery {
       }
     } catch { throw error.asQueueError }
     try checkContents()
+  }
+
+  /// Whether a segment was never finished: a crash came while it was created, or there was no space for its header. In
+  /// the latter case the one before it was written to all the same, so that it may end in a torn record: it is the last
+  /// one, and this one never was.
+  private func isStillborn(_ number: UInt32) throws(DiskError) -> Bool {
+    let file = try disk.open(path(number), .existing)
+    guard try file.size() <= LogFormat.segmentHeaderSize else { return false }
+    let bytes = try file.bytes(LogFormat.segmentHeaderSize, at: 0)
+    return bytes.withUnsafeBytes { raw in
+      do throws(SegmentHeader.Problem) {
+        _ = try SegmentHeader(raw)
+        return false
+      } catch {
+        if case .damaged = error { return true }
+        return false
+      }
+    }
   }
 
   /// Writes again what may have been read from the page cache only.
@@ -99,8 +124,6 @@ struct Recovery {
             file: path, offset: 8,
             detail: "format version \(version) is not known to this release; use the one that wrote it")
         }
-        // A crash while the segment was created: nothing was written behind a header that is not durable.
-        if isLast, size <= LogFormat.segmentHeaderSize { return try begin(number) }
         throw QueueError.corrupt(file: path, offset: 0, detail: "the segment header is damaged")
       }
       guard header.number == number else {

@@ -49,7 +49,7 @@ struct Schedule: Sendable {
       }
       let life = Life(world, fate)
       life.run(isLast: isLast)
-      schedule.journal = life.disk.journal
+      schedule.journal += ["life \(number):"] + life.disk.journal
       schedule.lives += 1
     }
     simulator.end()

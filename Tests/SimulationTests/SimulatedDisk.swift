@@ -126,7 +126,7 @@ final class SimulatedDisk: Disk, @unchecked Sendable {
   private(set) var isOff = false
   /// What the disk did, for the report on a failing seed.
   private(set) var journal: [String] = []
-  static let journalLimit = 60
+  static let journalLimit = 200
 
   init(_ platter: Platter, _ simulator: Simulator, _ faults: DiskFaults) {
     self.platter = platter

@@ -86,6 +86,24 @@ import Testing
     }
   }
 
+  /// There was no space for its header, so that the one before it was written to all the same.
+  @Test func segmentThatNeverWasDoesNotHideATornTailOfTheOneBefore() async throws {
+    let disk = MemoryDisk()
+    let spool = try open(disk)
+    let id = try await spool.queue(100)
+    let safe = try disk.size(segment)
+    try await spool.queue(100)
+    var files = disk.snapshot()
+    files[segment]?.removeSubrange((safe + 50)...)
+    files["/q/spool/00000002.seg"] = [UInt8](repeating: 0, count: 10)
+    let healed = MemoryDisk(files)
+    let again = try open(healed)
+    #expect(await again.ids() == [id])
+    #expect(healed.snapshot()["/q/spool/00000002.seg"] == nil)
+    let next = try await again.queue(10)
+    #expect(await (try open(healed.crash())).ids() == [id, next])
+  }
+
   @Test func fullDiskRefusesMessagesAndRecovers() async throws {
     let disk = MemoryDisk()
     let spool = try open(disk)
