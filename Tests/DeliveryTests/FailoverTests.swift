@@ -294,6 +294,24 @@ private final class MemoryLedgers: LedgerStore {
     await bench.end()
   }
 
+  @Test(arguments: [Step.banner, .ehlo, .auth])
+  func complaintAboutTheRateBeforeAnyMailSlowsTheAccountDownToo(step: Step) async throws {
+    let bench = try await Bench([.answer(step, "421 4.7.0 Try again later, closing connection. gsmtp", times: 1)]) {
+      $0.rate = .init(perMinute: 60, burst: 10)
+      $0.maximumConnections = 4
+    }
+    try await bench.submit()
+    await bench.until { await bench.account().slowed != nil }
+    #expect(await bench.account().slowed?.connections == 2)
+    _ = await bench.lines.line(containing: "finds it too fast (421 4.7.0")
+    // The message only waits.
+    await bench.until { bench.time.nextDeadline != nil }
+    bench.time.advance(by: .seconds(3600))
+    #expect(await bench.upstream.messages(atLeast: 1).count == 1)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
   @Test func ledgerFileIsReplacedAsAWhole() async throws {
     var template = Array("/tmp/ledger-XXXXXX".utf8CString)
     let folder = String(cString: try #require(mkdtemp(&template)))
