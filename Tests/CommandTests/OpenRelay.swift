@@ -36,7 +36,7 @@ actor OpenRelay {
   private func serve(_ descriptor: CInt) async {
     guard let stream = try? ByteStream(adopting: descriptor, on: loop) else { return }
     defer { stream.close() }
-    let deadline = SystemTime().now + .seconds(10)
+    let deadline = SystemTime().now + .seconds(120)
     stream.append { $0 += Array("220 relay ESMTP\r\n".utf8) }
     do {
       repeat {
