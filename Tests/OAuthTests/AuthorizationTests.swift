@@ -42,7 +42,9 @@ import Testing
     let back = try #require(server.consent(to: login.address(account: nil)))
     let browser = Task.detached {
       // What else knocks at such a port, and an answer that is not this login's.
-      let pages = ["/favicon.ico", "/?code=stolen&state=wrong", "/?error=access_denied&state=wrong"].map {
+      let pages = [
+        "/favicon.ico", "/?code=", "/?error=&code", "/?code=stolen&state=wrong", "/?error=access_denied&state=wrong",
+      ].map {
         browse(to: "http://127.0.0.1:\(receiver.port)\($0)")
       }
       return (pages, browse(to: back))
@@ -51,7 +53,8 @@ import Testing
       try login.code(in: target, isPasted: false)
     }
     let (pages, last) = await browser.value
-    #expect(pages.map { $0.prefix(12) } == ["HTTP/1.1 404", "HTTP/1.1 400", "HTTP/1.1 400"])
+    let (none, foreign) = ("HTTP/1.1 404", "HTTP/1.1 400")
+    #expect(pages.map { String($0.prefix(12)) } == [none, none, none, foreign, foreign])
     #expect(last.hasPrefix("HTTP/1.1 200 OK") && last.contains("You may close this page"))
     let token = try await login.refreshToken(for: code)
     #expect(token.text.hasPrefix("1//refresh-"))
