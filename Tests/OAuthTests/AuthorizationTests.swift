@@ -161,4 +161,22 @@ import Testing
     if geteuid() == 0 { #expect(status.st_uid == 65534 && status.st_gid == 65534) }
     #expect(throws: TokenFailure.self) { try RefreshTokenFile("\(folder)/none/token").write(HiddenText("x")) }
   }
+
+  /// The relay's user cannot replace it there, and whoever logs in again as root must not take it away from the relay.
+  @Test(.enabled(if: geteuid() == 0)) func refreshTokenInADirectoryOfRootStaysWhoseItWas() throws {
+    var template = Array("/tmp/oauth-file-XXXXXX".utf8CString)
+    let folder = String(cString: try #require(mkdtemp(&template)))
+    let file = RefreshTokenFile("\(folder)/token")
+    defer {
+      unlink(file.path)
+      rmdir(folder)
+    }
+    try file.write(HiddenText("one"))
+    #expect(file.isForRootOnly)
+    chown(file.path, 65534, 65534)
+    try file.write(HiddenText("two"))
+    var status = stat()
+    #expect(stat(file.path, &status) == 0 && status.st_uid == 65534 && status.st_gid == 65534)
+    #expect(status.st_mode & 0o7777 == 0o600 && !file.isForRootOnly)
+  }
 }
