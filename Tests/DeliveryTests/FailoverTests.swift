@@ -90,6 +90,10 @@ private struct Pair {
     #expect(pair.main.upstream.messages.count == 2)
     #expect(try await pair.account("example.test").ledger?.used == 2)
     #expect(try await pair.account("spare.test").ledger?.used == 3)
+    // A day later nothing waits any more, and nobody is told of a limit that is over.
+    #expect(try await pair.account("example.test").hold?.fault == .dailyLimit)
+    pair.main.time.advance(by: .seconds(86_400 + 600))
+    await pair.main.until { await pair.main.account().hold == nil }
     await pair.end()
   }
 

@@ -138,6 +138,20 @@ import Testing
     #expect(Self.field("Reply-To", after) == ["list@example.net"])
   }
 
+  @Test(arguments: [
+    "Reply-To:\r\nFrom: jane@example.org\r\nSubject: x\r\n", "From: jane@example.org\r\nReply-To: \r\nSubject: x\r\n",
+    "From: jane@example.org\r\nSubject: x\r\nReply-To:\r\n \t\r\n", "Reply-To:\r\nSubject: x\r\nreply-to: \r\n",
+  ])
+  func replyToWithoutAValueMakesRoomForTheAuthor(header: String) {
+    let after = Self.rewritten(header + "\r\nbody\r\n", reversePath: "jane@example.org")
+    #expect(Self.field("Reply-To", after) == ["jane@example.org"])
+    #expect(Self.field("Subject", after) == ["x"])
+    #expect(after.hasSuffix("\r\n\r\nbody\r\n"))
+    // Without an author there is nobody to answer to, and all stays.
+    let nobody = Self.rewritten("Reply-To:\r\n\r\nbody\r\n", reversePath: nil)
+    #expect(nobody.hasPrefix("Reply-To:\r\nFrom: "))
+  }
+
   @Test func missingFromIsMadeOfTheReversePathAndNothingElse() {
     let after = Self.rewritten("Subject: x\r\n\r\nbody\r\n")
     #expect(
