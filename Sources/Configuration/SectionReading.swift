@@ -71,10 +71,8 @@ extension GlobalSettings {
     metricsListen = reader.endpoints("metrics_listen", default: [], &findings)
     readSRS(&reader, files: files, &findings)
     findCertificate(&reader, files, &findings)
-    let unbuilt = [
-      ("listen_submission", !listenSubmission.isEmpty), ("listen_smtps", !listenSMTPS.isEmpty),
-      ("client_rate_limit_per_minute", clientRateLimitPerMinute > 0),
-    ]
+    readSubmission(&reader, &findings)
+    let unbuilt = [("client_rate_limit_per_minute", clientRateLimitPerMinute > 0)]
     reader.warnUnbuilt(unbuilt, &findings)
     reader.finish(&findings)
   }
@@ -160,7 +158,7 @@ extension DomainSettings {
 }
 
 extension UserSettings {
-  init?(_ reader: inout SectionReader, _ findings: inout Findings) {
+  init?(_ reader: inout SectionReader, files: any FileSource, _ findings: inout Findings) {
     let label = reader.section.label ?? ""
     let isTemplate = reader.boolean("template_address", default: false, &findings)
     do throws(AddressPattern.Fault) {
@@ -183,8 +181,7 @@ extension UserSettings {
     allowedDomains = reader.list(
       "allowed_domains", default: [], wanted: "domain names", show: \.self, &findings
     ) { ValueReader.isHostname($0) ? $0.lowercased() : nil }
-    passwordHash = reader.secret("password_hash")
-    reader.warnUnbuilt([("password_hash", passwordHash != nil)], &findings)
+    readLogin(&reader, files: files, &findings)
     reader.finish(&findings)
   }
 }

@@ -1,6 +1,7 @@
 // The configuration as typed values: what every other room reads.
 
 import OAuth
+import Passwords
 import Primitives
 
 /// The whole configuration, checked.
@@ -70,6 +71,9 @@ public struct GlobalSettings: Sendable {
   public var srsSecrets: [Secret] = []
   /// nil: ``defaultHostname``.
   public var srsDomain: String?
+  /// Failed logins of one address until it is banned; 0 never bans.
+  public var authMaxFailures = 10
+  public var authBanTime = Duration.seconds(900)
 
   public init() {}
 }
@@ -127,7 +131,10 @@ public struct UserSettings: Sendable {
   public var templateAddress = false
   /// Recipient domains, lowercased; empty allows all.
   public var allowedDomains: [String] = []
-  public var passwordHash: Secret?
+  /// nil: nobody can log in as this user.
+  public var passwordHash: PasswordHash?
+  /// Further addresses, and patterns, that the user may send from once logged in.
+  public var sendAs: [AddressPattern] = []
 
   public init(address: AddressPattern) { self.address = address }
 }

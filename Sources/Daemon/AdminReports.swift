@@ -121,6 +121,9 @@ public struct StatusReport: Codable, Sendable, Equatable {
   public var accepted: Int
   public var refused: Int
   public var accounts: [Account]
+  /// What each of ``listeners`` is for: `smtp`, `submission`, `smtps`.
+  public var listenerRoles: [String]?
+  public var logins: LoginReport?
 }
 
 /// A message in a list.

@@ -28,7 +28,7 @@ public final class Relay: Sendable {
   private let spool: Spool
   private let delivery: Delivery
   private let server: SMTPServer
-  private let listeners: [Listener]
+  private let listeners: [RoleListener]
   private let failure: Failure
   private let started: Timestamp
   private let census: QueueCensus
@@ -74,7 +74,7 @@ public final class Relay: Sendable {
     log = output.logger("relay")
     let router = Router(settings)
     let serverSettings = try ServerSettings(settings, router: router)
-    listeners = try Self.bind(settings)
+    listeners = try RoleListener.all(settings)
 
     do throws(NetworkError) {
       var loops: [EventLoop] = []
@@ -143,31 +143,6 @@ public final class Relay: Sendable {
 
   private static let lockPatience = Duration.seconds(30)
 
-  private static func bind(_ settings: Settings) throws(DaemonError) -> [Listener] {
-    let inherited = try SystemdNotifier.listeners()
-    if !inherited.isEmpty { return inherited }
-    var listeners: [Listener] = []
-    for endpoint in settings.global.listen {
-      do throws(NetworkError) {
-        let listener = try Listener(bindingTo: endpoint)
-        listeners.append(listener)
-      } catch {
-        // A machine without IPv6 can still serve the default `0.0.0.0:25, [::]:25`.
-        if case .system(_, EAFNOSUPPORT) = error, !endpoint.address.isIPv4 { continue }
-        for listener in listeners { listener.close() }
-        let hint: String =
-          switch error {
-          case .system(_, EACCES): ": a port below 1024 needs CAP_NET_BIND_SERVICE, which the systemd unit gives"
-          case .system(_, EADDRINUSE): ": stop whoever has the port (`ss -ltnp` names it), or change `listen`"
-          default: ""
-          }
-        throw DaemonError("\(error)\(hint)", exitStatus: 71)
-      }
-    }
-    guard !listeners.isEmpty else { throw DaemonError("there is nothing to listen on: set `listen`", exitStatus: 78) }
-    return listeners
-  }
-
   // MARK: Life
 
   /// Hands the recovered queue to its accounts and opens the door.
@@ -185,8 +160,8 @@ public final class Relay: Sendable {
     }
     startAdmin(settings.global.adminSocket)
     startMetrics(settings.global.metricsListen)
-    for listener in listeners { server.listen(on: listener) }
-    let endpoints = listeners.map(\.endpoint.description).joined(separator: ", ")
+    for listener in listeners { server.listen(on: listener.listener, role: listener.role) }
+    let endpoints = listeners.map(\.description).joined(separator: ", ")
     log.notice("ssmtp-mailer \(relayVersion) is ready on \(endpoints), \(recovered) messages in the queue")
   }
 
@@ -231,6 +206,8 @@ public final class Relay: Sendable {
     await delivery.configure(UpstreamSettings.all(settings, log), DeliverySettings(settings))
     for (key, changed) in [
       ("listen", old.global.listen != settings.global.listen),
+      ("listen_submission", old.global.listenSubmission != settings.global.listenSubmission),
+      ("listen_smtps", old.global.listenSMTPS != settings.global.listenSMTPS),
       ("queue_dir", old.global.queueDir != settings.global.queueDir),
       ("admin_socket", old.global.adminSocket != settings.global.adminSocket),
       ("metrics_listen", old.global.metricsListen != settings.global.metricsListen),
@@ -287,17 +264,20 @@ public final class Relay: Sendable {
     let counters = server.counters
     let now = time.wallClock
     let (held, dead) = await census.count()
-    return StatusReport(
+    var report = StatusReport(
       version: relayVersion, pid: Int(getpid()), startedAt: ISOTime.format(started),
       uptimeSeconds: Int((now - started).components.seconds),
       state: failure.error != nil ? "failed" : isStopping ? "stopping" : "ready",
-      hostname: settings.global.defaultHostname, listeners: listeners.map(\.endpoint.description),
+      hostname: settings.global.defaultHostname, listeners: listeners.map(\.listener.endpoint.description),
       queueMessages: queue.messages, queueBytes: queue.liveBytes, queueDiskBytes: queue.diskBytes,
       queueFreeBytes: queue.freeBytes, queueIsShortOfSpace: queue.isShortOfSpace,
       queueNeedsFreeBytes: queue.isShortOfSpace ? spaceToResume(settings) : nil, queueHeld: held, queueDead: dead,
       sessions: counters.openSessions, sessionsTotal: counters.connections,
       sessionsRefused: counters.refusedConnections, accepted: counters.accepted, refused: counters.refused,
       accounts: await delivery.snapshots().map(StatusReport.Account.init))
+    report.listenerRoles = listeners.map(\.role.rawValue)
+    report.logins = LoginReport(server.guardian, now: now)
+    return report
   }
 }
 

@@ -48,6 +48,7 @@ extension ServerSettings {
       maximumRecipients: global.maxRecipients, maximumConnections: global.maxClientConnections,
       maximumConnectionsPerAddress: global.maxClientConnectionsPerIP, clientTimeout: global.clientTimeout,
       router: router, tls: tls)
+    loginLimits = LoginLimits(maximumFailures: global.authMaxFailures, banTime: global.authBanTime)
   }
 }
 

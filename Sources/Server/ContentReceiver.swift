@@ -20,6 +20,8 @@ final class ContentReceiver {
   private let limit: Int
   private let hostname: String
   private let recipients: [String]
+  /// The date that a message without one gets, and then a Message-ID as well; nil leaves messages as they are.
+  private let completion: Timestamp?
 
   private var buffer: [UInt8] = []
   private let traceLength: Int
@@ -37,13 +39,14 @@ final class ContentReceiver {
 
   init(
     id: QueueID, store: any QueueStore, limit: Int, hostname: String, recipients: [String],
-    trace: (inout [UInt8]) -> Void
+    completion: Timestamp? = nil, trace: (inout [UInt8]) -> Void
   ) {
     self.id = id
     self.store = store
     self.limit = limit
     self.hostname = hostname
     self.recipients = recipients
+    self.completion = completion
     trace(&buffer)
     traceLength = buffer.count
   }
@@ -91,6 +94,7 @@ final class ContentReceiver {
     do throws(QueueError) {
       if writer == nil {
         if let reply = loopRefusal() { return refuse(reply) }
+        complete(isWhole: false)
         writer = try await store.makeContentWriter(for: id)
       }
       // The announced size may have been too small, or many large messages may have been begun at once.
@@ -114,6 +118,7 @@ final class ContentReceiver {
       await discard()
       return .failure(refusal)
     }
+    if writer == nil { complete(isWhole: true) }
     do throws(QueueError) {
       guard store.admits(buffer.count) else { throw .full }
       let content: Content
@@ -153,6 +158,22 @@ final class ContentReceiver {
       case .seenBefore: Reply(554, "5.4.6", "Mail loop: the message was here before, for the same recipient")
       }
     }
+  }
+
+  /// Puts the fields that a submitted message must have and does not (RFC 6409 8.1, 8.2) below our Received field.
+  ///
+  /// A header that does not end within what is in memory is left as it is: nobody knows what else it has.
+  private func complete(isWhole: Bool) {
+    guard let completion else { return }
+    let fields: [UInt8] = buffer.withUnsafeBytes { bytes in
+      let header = HeaderView(UnsafeRawBufferPointer(rebasing: bytes[traceLength...]))
+      guard isWhole || header.bodyStart < bytes.count - traceLength else { return [] }
+      var text = ""
+      if !header.hasHeader("Date") { text += "Date: \(RFC5322Date.format(completion))\r\n" }
+      if !header.hasHeader("Message-ID") { text += "Message-ID: <\(id).\(completion.seconds)@\(hostname)>\r\n" }
+      return Array(text.utf8)
+    }
+    buffer.insert(contentsOf: fields, at: traceLength)
   }
 
   private static func reply(for error: QueueError) -> Reply {

@@ -2,6 +2,7 @@
 
 import Logging
 import Network
+import Passwords
 import Primitives
 import Routing
 import SMTP
@@ -21,6 +22,8 @@ public struct ServerSettings: Sendable {
   public var router: Router
   /// nil does not offer STARTTLS.
   public var tls: TLSContext?
+  /// How much guessing of passwords is borne.
+  public var loginLimits = LoginLimits()
 
   public init(
     hostname: String, maximumMessageSize: Int = 35_882_577, maximumRecipients: Int = 100,
@@ -58,6 +61,9 @@ public final class SMTPServer: Sendable {
   let time: any Timekeeper
   let log: Logger
   let hand: Hand
+  let passwords: PasswordChecker
+  /// Who fails to log in too often.
+  public let guardian: LoginGuard
   private let loops: [EventLoop]
 
   private struct State {
@@ -82,6 +88,9 @@ public final class SMTPServer: Sendable {
     self.time = time
     self.log = log
     self.hand = hand
+    guardian = LoginGuard(time: time)
+    // One processor at least is left to the mail, if there are two.
+    passwords = PasswordChecker(workers: loops.count - 1)
     state = Mutex(State(settings: settings))
   }
 
@@ -108,17 +117,17 @@ public final class SMTPServer: Sendable {
   func count(_ change: (inout ServerCounters) -> Void) { state.withLock { change(&$0.counters) } }
 
   /// Begins to accept. Sessions are spread over the loops in turn.
-  public func listen(on listener: Listener) {
-    let acceptor = listener.accept(on: loops[0]) { [self] descriptor in admit(descriptor) }
+  public func listen(on listener: Listener, role: ListenerRole = .smtp) {
+    let acceptor = listener.accept(on: loops[0]) { [self] descriptor in admit(descriptor, role) }
     state.withLock { $0.acceptors.append(acceptor) }
   }
 
-  private func admit(_ descriptor: CInt) {
+  private func admit(_ descriptor: CInt, _ role: ListenerRole) {
     let (number, loop) = state.withLock { state in
       state.nextSession += 1
       return (state.nextSession, loops[state.nextSession % loops.count])
     }
-    let session = Session(number: number, server: self, loop: loop)
+    let session = Session(number: number, role: role, server: self, loop: loop)
     Task(executorPreference: loop) { await session.run(descriptor) }
   }
 

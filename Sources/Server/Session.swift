@@ -10,24 +10,27 @@ import Spool
 
 actor Session {
   nonisolated let number: Int
-  private let server: SMTPServer
-  private let loop: EventLoop
+  let role: ListenerRole
+  let server: SMTPServer
+  let loop: EventLoop
   nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
 
   private var stream: ByteStream?
-  private var settings: ServerSettings
+  private(set) var settings: ServerSettings
   private var settingsVersion: Int
-  private var machine: ServerStateMachine
+  var machine: ServerStateMachine
   private var framer = LineFramer()
-  private var client = IPAddress.ipv4Any
-  private var isStopping = false
-  private var isWaitingForCommand = false
+  private(set) var client = IPAddress.ipv4Any
+  private(set) var isStopping = false
+  var isWaitingForCommand = false
+  /// Keeps the reply to a login back.
+  var penalty: Task<Void, Never>?
   private var isShakingHands = false
   /// When the line that is awaited must be complete; nil between two lines.
   private var lineDeadline: MonotonicInstant?
   /// How long a client that did not ask for the end may take to read why it came.
-  private var farewell = Duration.zero
-  private static let longFarewell = Duration.seconds(2)
+  var farewell = Duration.zero
+  static let longFarewell = Duration.seconds(2)
   /// Replies to pipelined commands wait for each other up to this many octets.
   private static let outputLimit = 16 * 1024
 
@@ -37,19 +40,14 @@ actor Session {
   private var recipients: [Recipient] = []
   private var receiver: ContentReceiver?
 
-  init(number: Int, server: SMTPServer, loop: EventLoop) {
+  init(number: Int, role: ListenerRole, server: SMTPServer, loop: EventLoop) {
     self.number = number
+    self.role = role
     self.server = server
     self.loop = loop
     settingsVersion = server.settingsVersion
     settings = server.settings
-    machine = ServerStateMachine(settings: Self.protocolSettings(settings), isTLS: false)
-  }
-
-  private static func protocolSettings(_ settings: ServerSettings) -> ServerStateMachine.Settings {
-    .init(
-      hostname: settings.hostname, maximumMessageSize: settings.maximumMessageSize,
-      maximumRecipients: settings.maximumRecipients, offersStartTLS: settings.tls != nil, offersDSN: true)
+    machine = ServerStateMachine(settings: .init(settings, role), isTLS: false)
   }
 
   // MARK: Life
@@ -58,17 +56,14 @@ actor Session {
     guard let stream = try? ByteStream(adopting: descriptor, on: loop) else { return }
     self.stream = stream
     client = stream.peer.address
-    if let refusal = server.enter(self, from: client) {
-      server.log.warning("\(client): turned away: \(refusal)")
-      send(refusal)
-      if (try? stream.tryFlush()) == true, server.beginFarewell() {
-        await stream.closeGently(until: SystemTime().now + Self.longFarewell)
-        server.endFarewell()
-      }
-      stream.close()
+    let banned = refusalOfBanned()
+    if let refusal = banned ?? server.enter(self, from: client) {
+      server.log.log(level: banned == nil ? .warning : .info, "\(client): turned away: \(refusal)")
+      await turnAway(stream, with: refusal)
       return
     }
     do throws(NetworkError) {
+      if role == .smtps { try await startTLS(stream) }
       send(machine.greeting())
       try await serve(stream)
     } catch {
@@ -82,14 +77,37 @@ actor Session {
     server.leave(self, from: client)
   }
 
+  /// Says why there is no session. Those who expect TLS could not read it in clear; their handshakes are as few as
+  /// the farewells.
+  private func turnAway(_ stream: ByteStream, with refusal: Reply) async {
+    defer { stream.close() }
+    if role == .smtps {
+      guard server.beginFarewell() else { return }
+      defer { server.endFarewell() }
+      guard let context = settings.tls,
+        (try? await stream.startTLS(context, until: SystemTime().now + .seconds(5))) != nil
+      else { return }
+      send(refusal)
+      guard (try? stream.tryFlush()) == true else { return }
+      return await stream.closeGently(until: SystemTime().now + Self.longFarewell)
+    }
+    send(refusal)
+    if (try? stream.tryFlush()) == true, server.beginFarewell() {
+      await stream.closeGently(until: SystemTime().now + Self.longFarewell)
+      server.endFarewell()
+    }
+  }
+
   /// Sends the client away as soon as it is not in the middle of a message.
   func shutDown() async {
     isStopping = true
+    penalty?.cancel()
     if isWaitingForCommand, !machine.transactionIsOpen { stream?.expireFill() }
   }
 
   /// Sends the client away whatever it is doing.
   func abort() {
+    penalty?.cancel()
     guard let stream else { return }
     if !isShakingHands {
       send(Self.shuttingDown(settings.hostname))
@@ -98,7 +116,7 @@ actor Session {
     stream.close()
   }
 
-  private static func shuttingDown(_ hostname: String) -> Reply {
+  static func shuttingDown(_ hostname: String) -> Reply {
     Reply(421, "4.3.2", "\(hostname) is shutting down, try again later")
   }
 
@@ -135,7 +153,7 @@ actor Session {
 
   /// Waits for more from the client, and tells one that is silent for too long why it is sent away.
   /// Returns false when there is nothing to wait for any more.
-  private func fill(_ stream: ByteStream, until deadline: MonotonicInstant, waitingFor what: StaticString)
+  func fill(_ stream: ByteStream, until deadline: MonotonicInstant, waitingFor what: StaticString)
     async
     throws(NetworkError) -> Bool
   {
@@ -155,13 +173,13 @@ actor Session {
   }
 
   /// The last reply. Whether it can be sent is of no interest any more.
-  private func close(_ stream: ByteStream, with reply: Reply) async {
+  func close(_ stream: ByteStream, with reply: Reply) async {
     send(reply)
     farewell = Self.longFarewell
     try? await stream.flush(until: SystemTime().now + farewell, waitingFor: "the client to read")
   }
 
-  private var deadline: MonotonicInstant { SystemTime().now + settings.clientTimeout }
+  var deadline: MonotonicInstant { SystemTime().now + settings.clientTimeout }
 
   /// A transaction sees one configuration from its beginning to its end.
   private func takeOverSettings() {
@@ -169,7 +187,7 @@ actor Session {
     guard version != settingsVersion, !machine.transactionIsOpen else { return }
     settingsVersion = version
     settings = server.settings
-    machine.configure(Self.protocolSettings(settings))
+    machine.configure(.init(settings, role))
   }
 
   private func nextInput(_ stream: ByteStream) -> Input {
@@ -184,9 +202,9 @@ actor Session {
     }
   }
 
-  private func send(_ reply: Reply) { stream?.append { reply.encode(into: &$0) } }
+  func send(_ reply: Reply) { stream?.append { reply.encode(into: &$0) } }
 
-  private func flush(_ stream: ByteStream) async throws(NetworkError) {
+  func flush(_ stream: ByteStream) async throws(NetworkError) {
     if try stream.tryFlush() { return }
     try await stream.flush(until: deadline, waitingFor: "the client to read")
   }
@@ -220,9 +238,7 @@ actor Session {
       try await read(stream, count) { _ in }
       await dropReceiver()
       send(reply)
-    case .authenticate:
-      // AUTH is not offered here, so the state machine refuses it before this.
-      send(Reply(502, "5.5.1", "AUTH is not available"))
+    case .authenticate(let mechanism, let response): return try await authenticate(mechanism, response, stream)
     }
     return true
   }
@@ -241,12 +257,10 @@ actor Session {
 
   // MARK: The envelope
 
-  private var standing: ClientStanding { settings.router.isTrusted(client) ? .trusted : .untrusted }
-
   private func checkSender(_ path: ReversePath, _ parameters: MailParameters) {
     resetTransaction()
-    if let refusal = settings.router.checkSender(path, client: standing) {
-      server.log.notice("\(client): refused from=<\(path.text)>: \(refusal)")
+    if let refusal = refusalOfIdentity() ?? settings.router.checkSender(path, client: standing) {
+      server.log.notice("\(client): refused from=<\(path.text)>\(login): \(refusal)")
       machine.senderAnswered(accepted: false)
       return send(refusal)
     }
@@ -310,11 +324,11 @@ actor Session {
     let id = server.store.nextID()
     let origin = ReceivedField.Origin(
       helo: machine.heloName, clientAddress: client, isESMTP: machine.isESMTP, isSMTPUTF8: parameters.smtpUTF8,
-      tls: stream.tls.map { "\($0.version) \($0.cipher)" })
+      tls: stream.tls.map { "\($0.version) \($0.cipher)" }, isAuthenticated: machine.identity != nil)
     let originals = recipients.map(\.original)
     return ContentReceiver(
       id: id, store: server.store, limit: settings.maximumMessageSize, hostname: settings.hostname,
-      recipients: originals
+      recipients: originals, completion: role.requiresAuthentication ? server.time.wallClock : nil
     ) {
       ReceivedField.render(
         into: &$0, origin: origin, by: settings.hostname, queueID: id.description,
@@ -385,7 +399,7 @@ actor Session {
     case .success(let content):
       server.count { $0.accepted += 1 }
       server.log.info(
-        "\(receiver.id): from=<\(envelope.reversePath)>, size=\(receiver.size), nrcpt=\(recipients.count), client=\(client), helo=\(envelope.helo)"
+        "\(receiver.id): from=<\(envelope.reversePath)>, size=\(receiver.size), nrcpt=\(recipients.count), client=\(client), helo=\(envelope.helo)\(login)"
       )
       server.hand(receiver.id, envelope, content)
       reply = Reply(250, "2.0.0", "Queued as \(receiver.id)")

@@ -20,7 +20,7 @@ struct SSMTPMailer: AsyncParsableCommand {
     subcommands: [
       ServeCommand.self,
       SendCommand.self, TestCommand.self, DNSCommand.self, ConfigCommand.self, ExplainCommand.self, QueueCommand.self,
-      StatusCommand.self, OAuthCommand.self, SandboxCommand.self,
+      StatusCommand.self, UserCommand.self, OAuthCommand.self, SandboxCommand.self,
     ])
 
   static func main() async {
