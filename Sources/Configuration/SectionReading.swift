@@ -71,6 +71,7 @@ extension GlobalSettings {
     metricsListen = reader.endpoints("metrics_listen", default: [], &findings)
     readSRS(&reader, files: files, &findings)
     findCertificate(&reader, files, &findings)
+    filters = FilterSettings(&reader, &findings)
     let unbuilt = [
       ("listen_submission", !listenSubmission.isEmpty), ("listen_smtps", !listenSMTPS.isEmpty),
       ("client_rate_limit_per_minute", clientRateLimitPerMinute > 0),

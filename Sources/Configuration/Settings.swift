@@ -70,6 +70,8 @@ public struct GlobalSettings: Sendable {
   public var srsSecrets: [Secret] = []
   /// nil: ``defaultHostname``.
   public var srsDomain: String?
+  /// Load balancers, DNS lists and mail filters between clients and the queue.
+  public var filters = FilterSettings()
 
   public init() {}
 }

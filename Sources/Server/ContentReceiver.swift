@@ -16,22 +16,24 @@ struct Refusal: Error {
 /// Belongs to its session.
 final class ContentReceiver {
   let id: QueueID
-  private let store: any QueueStore
+  let store: any QueueStore
   private let limit: Int
   private let hostname: String
   private let recipients: [String]
 
-  private var buffer: [UInt8] = []
-  private let traceLength: Int
+  var buffer: [UInt8] = []
+  /// Our Received field, on top of what the client sends.
+  let trace: [UInt8]
+  var traceLength: Int { trace.count }
   private var decoder = DataDecoder()
   private var scanner = BareLineBreakScanner()
   private var chunkOctets = 0
-  private var writer: (any ContentWriter)?
-  private var spilled = 0
+  var writer: (any ContentWriter)?
+  var spilled = 0
   private var refusal: Refusal?
 
   /// What a session holds in memory at most, beside what has just come from the socket.
-  private static let memoryLimit = 256 * 1024
+  static let memoryLimit = 256 * 1024
   /// The same once there is a file: what comes then need not gather, and a hundred sessions hold half as much.
   private static let pieceSize = 128 * 1024
 
@@ -45,7 +47,7 @@ final class ContentReceiver {
     self.hostname = hostname
     self.recipients = recipients
     trace(&buffer)
-    traceLength = buffer.count
+    self.trace = buffer
   }
 
   /// Octets that will be relayed, our Received field included.
@@ -78,7 +80,7 @@ final class ContentReceiver {
   }
 
   /// The content is no longer kept, only read to its end.
-  private func refuse(_ reply: Reply, because cause: QueueError? = nil) {
+  func refuse(_ reply: Reply, because cause: QueueError? = nil) {
     if refusal == nil { refusal = Refusal(reply: reply, cause: cause) }
     decoder.discardsContent = true
     buffer = []
@@ -105,11 +107,30 @@ final class ContentReceiver {
     }
   }
 
-  /// Makes the message durable.
-  nonisolated(nonsending) func commit(_ envelope: Envelope) async -> Result<Content, Refusal> {
+  var isRefused: Bool { refusal != nil }
+
+  /// Finds out what only shows at the end.
+  func examine() {
     scanner.finish()
     if refusal == nil, scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
     if refusal == nil, writer == nil, let reply = loopRefusal() { refuse(reply) }
+  }
+
+  /// Moves all that has come into the file, if there is one.
+  nonisolated(nonsending) func flush() async throws(QueueError) {
+    guard let writer, !buffer.isEmpty else { return }
+    spilled += buffer.count
+    let piece = buffer
+    buffer = []
+    try await writer.write(piece)
+  }
+
+  /// Makes the message durable.
+  /// - Parameter state: what has happened to it already.
+  nonisolated(nonsending) func commit(
+    _ envelope: Envelope, _ state: MessageState = MessageState()
+  ) async -> Result<Content, Refusal> {
+    examine()
     if let refusal {
       await discard()
       return .failure(refusal)
@@ -118,17 +139,12 @@ final class ContentReceiver {
       guard store.admits(buffer.count) else { throw .full }
       let content: Content
       if let writer {
-        if !buffer.isEmpty {
-          spilled += buffer.count
-          let piece = buffer
-          buffer = []
-          try await writer.write(piece)
-        }
+        try await flush()
         content = try await writer.finish()
       } else {
         content = .bytes(buffer)
       }
-      try await store.append(id, envelope, content)
+      try await store.append(id, envelope, content, state)
       writer = nil
       return .success(content)
     } catch {
@@ -145,17 +161,20 @@ final class ContentReceiver {
   }
 
   private func loopRefusal() -> Reply? {
-    buffer.withUnsafeBytes { bytes in
-      let header = HeaderView(UnsafeRawBufferPointer(rebasing: bytes[traceLength...]))
-      return switch LoopDetector.examine(header, hostname: hostname, recipients: recipients) {
-      case .fine: nil
-      case .tooManyHops(let hops): Reply(554, "5.4.6", "Mail loop: the message has been relayed \(hops) times")
-      case .seenBefore: Reply(554, "5.4.6", "Mail loop: the message was here before, for the same recipient")
-      }
+    buffer.withUnsafeBytes { loopRefusal(UnsafeRawBufferPointer(rebasing: $0[traceLength...])) }
+  }
+
+  /// The refusal of a message that begins with these octets, when it goes in circles.
+  func loopRefusal(_ bytes: UnsafeRawBufferPointer) -> Reply? {
+    let header = HeaderView(bytes)
+    return switch LoopDetector.examine(header, hostname: hostname, recipients: recipients) {
+    case .fine: nil
+    case .tooManyHops(let hops): Reply(554, "5.4.6", "Mail loop: the message has been relayed \(hops) times")
+    case .seenBefore: Reply(554, "5.4.6", "Mail loop: the message was here before, for the same recipient")
     }
   }
 
-  private static func reply(for error: QueueError) -> Reply {
+  static func reply(for error: QueueError) -> Reply {
     if case .full = error { return Replies.insufficientStorage }
     return Reply(452, "4.3.0", "The queue cannot take mail now, try again later")
   }
