@@ -39,23 +39,27 @@ let package = Package(
 
     room("Primitives"),
     room("Passwords", ["Primitives", "CCrypt"]),
-    room("SMTP", ["Primitives"]),
+    room("SMTP", ["Primitives", "CChecksum"]),
     room("Message", ["Primitives", "SMTP"]),
     room("OAuth", ["Primitives", "CCurl", "COpenSSL"]),
     room("Configuration", ["Primitives", "SMTP", "OAuth", "Passwords"]),
     room("Routing", ["Primitives", "SMTP", "Passwords", "Configuration", "COpenSSL"]),
     room("Network", ["Primitives", "COpenSSL", "CLinux", collections]),
     room("Spool", ["Primitives", "CChecksum", "CLinux", collections]),
+    room("Filters", ["Primitives", "SMTP", "Message", "Network", logging]),
     room(
-      "Server", ["Primitives", "Passwords", "SMTP", "Message", "Routing", "Network", "Spool", collections, logging]),
+      "Server",
+      [
+        "Primitives", "Passwords", "SMTP", "Message", "Routing", "Network", "Spool", "Filters", collections, logging,
+      ]),
     room("Delivery", ["Primitives", "SMTP", "Message", "OAuth", "Network", "Spool", collections, logging]),
     room("Telemetry", ["Primitives", "CSystemd", logging]),
     room("Sandbox", ["Primitives", "SMTP", "Network", "COpenSSL"]),
     room(
       "Daemon",
       [
-        "Primitives", "SMTP", "Message", "OAuth", "Configuration", "Routing", "Network", "Spool", "Server", "Delivery",
-        "Telemetry", "CSystemd", "CLinux", logging,
+        "Primitives", "SMTP", "Message", "OAuth", "Configuration", "Routing", "Network", "Spool", "Filters", "Server",
+        "Delivery", "Telemetry", "CSystemd", "CLinux", logging,
       ]),
     room("CommandLineTools", ["Primitives", "Passwords", "SMTP", "OAuth", "Network", "Delivery", "CCurl"]),
     .executableTarget(
@@ -71,7 +75,7 @@ let package = Package(
       path: "Tests/TestSupport", swiftSettings: strict),
     tests("PrimitivesTests", ["Primitives"]),
     tests("PasswordsTests", ["Passwords"]),
-    tests("SMTPTests", ["SMTP"]),
+    tests("SMTPTests", ["SMTP", "CChecksum"]),
     tests("MessageTests", ["Message"]),
     tests("OAuthTests", ["OAuth", "Primitives", "COpenSSL", "TestSupport"]),
     tests("ConfigurationTests", ["Configuration", "OAuth", "Passwords"]),
@@ -80,8 +84,10 @@ let package = Package(
     tests("SandboxTests", ["Sandbox"]),
     tests("SpoolTests", ["Spool"]),
     tests("SimulationTests", ["Spool", "Delivery", "Network", "SMTP", "Primitives", logging]),
+    tests("FilterTests", ["Filters", "TestSupport", logging]),
     tests(
-      "ServerTests", ["Server", "Passwords", "Routing", "Configuration", "Network", "Sandbox", "TestSupport"]),
+      "ServerTests",
+      ["Server", "Passwords", "Routing", "Configuration", "Network", "Sandbox", "Filters", "TestSupport"]),
     tests("DeliveryTests", ["Delivery", "OAuth", "Sandbox", "TestSupport"]),
     tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
     tests("CommandTests", ["CommandLineTools", "OAuth", "Daemon", "Spool", "Sandbox", "Network", "TestSupport"]),

@@ -72,6 +72,7 @@ extension GlobalSettings {
     readSRS(&reader, files: files, &findings)
     findCertificate(&reader, files, &findings)
     readSubmission(&reader, &findings)
+    filters = FilterSettings(&reader, &findings)
     let unbuilt = [("client_rate_limit_per_minute", clientRateLimitPerMinute > 0)]
     reader.warnUnbuilt(unbuilt, &findings)
     reader.finish(&findings)

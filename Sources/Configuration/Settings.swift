@@ -74,6 +74,8 @@ public struct GlobalSettings: Sendable {
   /// Failed logins of one address until it is banned; 0 never bans.
   public var authMaxFailures = 10
   public var authBanTime = Duration.seconds(900)
+  /// Load balancers, DNS lists and mail filters between clients and the queue.
+  public var filters = FilterSettings()
 
   public init() {}
 }

@@ -73,7 +73,8 @@ public final class Relay: Sendable {
     }
     log = output.logger("relay")
     let router = Router(settings)
-    let serverSettings = try ServerSettings(settings, router: router)
+    var serverSettings = try ServerSettings(settings, router: router)
+    serverSettings.readFilters(settings, log: log, time: time)
     listeners = try RoleListener.all(settings)
 
     do throws(NetworkError) {
@@ -197,7 +198,8 @@ public final class Relay: Sendable {
   public func reload(_ settings: Settings) async throws(DaemonError) {
     let old = state.withLock { $0.settings }
     let router = Router(settings)
-    let serverSettings = try ServerSettings(settings, router: router)
+    var serverSettings = try ServerSettings(settings, router: router)
+    serverSettings.readFilters(settings, log: log, time: time)
     do throws(LogError) { try output.reopen(settings.logDestination) } catch { throw DaemonError(error.description) }
     output.level = settings.logLevel
     state.withLock { $0.settings = settings }

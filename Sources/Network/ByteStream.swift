@@ -10,8 +10,8 @@ import Primitives
 public final class ByteStream {
   public let peer: Endpoint
   public let local: Endpoint
-  private let loop: EventLoop
-  private let watcher: Watcher
+  let loop: EventLoop
+  let watcher: Watcher
   private var ssl: OpaquePointer?
   /// OpenSSL calls back into the context when a session ticket comes, so it has to live as long as the connection.
   private var context: TLSContext?
@@ -193,7 +193,7 @@ public final class ByteStream {
     }
   }
 
-  private func settle(_ wait: Wait, _ what: String) throws(NetworkError) {
+  func settle(_ wait: Wait, _ what: String) throws(NetworkError) {
     switch wait {
     case .ready: return
     case .timedOut: throw .timedOut(what)

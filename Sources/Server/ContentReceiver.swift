@@ -16,24 +16,27 @@ struct Refusal: Error {
 /// Belongs to its session.
 final class ContentReceiver {
   let id: QueueID
-  private let store: any QueueStore
+  let store: any QueueStore
   private let limit: Int
   private let hostname: String
   private let recipients: [String]
-  /// The date that a message without one gets, and then a Message-ID as well; nil leaves messages as they are.
-  private let completion: Timestamp?
+  /// The date that a message without one gets, and then a Message-ID as well; nil leaves messages as they are, and
+  /// when that has been seen to.
+  private var completion: Timestamp?
 
-  private var buffer: [UInt8] = []
-  private let traceLength: Int
+  var buffer: [UInt8] = []
+  /// Our Received field, on top of what the client sends.
+  let trace: [UInt8]
+  var traceLength: Int { trace.count }
   private var decoder = DataDecoder()
   private var scanner = BareLineBreakScanner()
   private var chunkOctets = 0
-  private var writer: (any ContentWriter)?
-  private var spilled = 0
+  var writer: (any ContentWriter)?
+  var spilled = 0
   private var refusal: Refusal?
 
   /// What a session holds in memory at most, beside what has just come from the socket.
-  private static let memoryLimit = 256 * 1024
+  static let memoryLimit = 256 * 1024
   /// The same once there is a file: what comes then need not gather, and a hundred sessions hold half as much.
   private static let pieceSize = 128 * 1024
 
@@ -48,7 +51,7 @@ final class ContentReceiver {
     self.recipients = recipients
     self.completion = completion
     trace(&buffer)
-    traceLength = buffer.count
+    self.trace = buffer
   }
 
   /// Octets that will be relayed, our Received field included.
@@ -81,7 +84,7 @@ final class ContentReceiver {
   }
 
   /// The content is no longer kept, only read to its end.
-  private func refuse(_ reply: Reply, because cause: QueueError? = nil) {
+  func refuse(_ reply: Reply, because cause: QueueError? = nil) {
     if refusal == nil { refusal = Refusal(reply: reply, cause: cause) }
     decoder.discardsContent = true
     buffer = []
@@ -109,11 +112,30 @@ final class ContentReceiver {
     }
   }
 
-  /// Makes the message durable.
-  nonisolated(nonsending) func commit(_ envelope: Envelope) async -> Result<Content, Refusal> {
+  var isRefused: Bool { refusal != nil }
+
+  /// Finds out what only shows at the end.
+  func examine() {
     scanner.finish()
     if refusal == nil, scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
     if refusal == nil, writer == nil, let reply = loopRefusal() { refuse(reply) }
+  }
+
+  /// Moves all that has come into the file, if there is one.
+  nonisolated(nonsending) func flush() async throws(QueueError) {
+    guard let writer, !buffer.isEmpty else { return }
+    spilled += buffer.count
+    let piece = buffer
+    buffer = []
+    try await writer.write(piece)
+  }
+
+  /// Makes the message durable.
+  /// - Parameter state: what has happened to it already.
+  nonisolated(nonsending) func commit(
+    _ envelope: Envelope, _ state: MessageState = MessageState()
+  ) async -> Result<Content, Refusal> {
+    examine()
     if let refusal {
       await discard()
       return .failure(refusal)
@@ -123,17 +145,12 @@ final class ContentReceiver {
       guard store.admits(buffer.count) else { throw .full }
       let content: Content
       if let writer {
-        if !buffer.isEmpty {
-          spilled += buffer.count
-          let piece = buffer
-          buffer = []
-          try await writer.write(piece)
-        }
+        try await flush()
         content = try await writer.finish()
       } else {
         content = .bytes(buffer)
       }
-      try await store.append(id, envelope, content)
+      try await store.append(id, envelope, content, state)
       writer = nil
       return .success(content)
     } catch {
@@ -150,21 +167,25 @@ final class ContentReceiver {
   }
 
   private func loopRefusal() -> Reply? {
-    buffer.withUnsafeBytes { bytes in
-      let header = HeaderView(UnsafeRawBufferPointer(rebasing: bytes[traceLength...]))
-      return switch LoopDetector.examine(header, hostname: hostname, recipients: recipients) {
-      case .fine: nil
-      case .tooManyHops(let hops): Reply(554, "5.4.6", "Mail loop: the message has been relayed \(hops) times")
-      case .seenBefore: Reply(554, "5.4.6", "Mail loop: the message was here before, for the same recipient")
-      }
+    buffer.withUnsafeBytes { loopRefusal(UnsafeRawBufferPointer(rebasing: $0[traceLength...])) }
+  }
+
+  /// The refusal of a message that begins with these octets, when it goes in circles.
+  func loopRefusal(_ bytes: UnsafeRawBufferPointer) -> Reply? {
+    let header = HeaderView(bytes)
+    return switch LoopDetector.examine(header, hostname: hostname, recipients: recipients) {
+    case .fine: nil
+    case .tooManyHops(let hops): Reply(554, "5.4.6", "Mail loop: the message has been relayed \(hops) times")
+    case .seenBefore: Reply(554, "5.4.6", "Mail loop: the message was here before, for the same recipient")
     }
   }
 
   /// Puts the fields that a submitted message must have and does not (RFC 6409 8.1, 8.2) below our Received field.
   ///
   /// A header that does not end within what is in memory is left as it is: nobody knows what else it has.
-  private func complete(isWhole: Bool) {
+  func complete(isWhole: Bool) {
     guard let completion else { return }
+    self.completion = nil
     let fields: [UInt8] = buffer.withUnsafeBytes { bytes in
       let header = HeaderView(UnsafeRawBufferPointer(rebasing: bytes[traceLength...]))
       guard isWhole || header.bodyStart < bytes.count - traceLength else { return [] }
@@ -176,7 +197,7 @@ final class ContentReceiver {
     buffer.insert(contentsOf: fields, at: traceLength)
   }
 
-  private static func reply(for error: QueueError) -> Reply {
+  static func reply(for error: QueueError) -> Reply {
     if case .full = error { return Replies.insufficientStorage }
     return Reply(452, "4.3.0", "The queue cannot take mail now, try again later")
   }

@@ -1,5 +1,6 @@
 // The front door: listeners, the limits that hold for all clients together, and the sessions that are open.
 
+import Filters
 import Logging
 import Network
 import Passwords
@@ -24,6 +25,10 @@ public struct ServerSettings: Sendable {
   public var tls: TLSContext?
   /// How much guessing of passwords is borne.
   public var loginLimits = LoginLimits()
+  /// Peers whose connections begin with a PROXY header.
+  public var proxyNetworks: [IPNetwork] = []
+  /// Asked in this order, by sessions that begin from now on.
+  public var milters: [Milter] = []
 
   public init(
     hostname: String, maximumMessageSize: Int = 35_882_577, maximumRecipients: Int = 100,
@@ -74,6 +79,7 @@ public final class SMTPServer: Sendable {
     var nextSession = 0
     var isStopping = false
     var farewells = 0
+    var proxyWaits = 0
     var whenEmpty: [CheckedContinuation<Void, Never>] = []
     var counters = ServerCounters()
   }
@@ -98,7 +104,11 @@ public final class SMTPServer: Sendable {
 
   /// Replaces the settings; each session takes them over before its next transaction.
   public func configure(_ settings: ServerSettings) {
-    state.withLock { $0.settings = settings }
+    state.withLock { state in
+      var settings = settings
+      settings.keepFilters(of: state.settings)
+      state.settings = settings
+    }
     version.add(1, ordering: .releasing)
   }
 
@@ -165,6 +175,18 @@ public final class SMTPServer: Sendable {
 
   func endFarewell() { state.withLock { $0.farewells -= 1 } }
   private static let maximumFarewells = 100
+
+  /// Whether one more connection of a load balancer may wait for its PROXY header.
+  func beginProxyWait() -> Bool {
+    state.withLock { state in
+      guard !state.isStopping, state.proxyWaits < state.settings.maximumConnections else { return false }
+      state.proxyWaits += 1
+      return true
+    }
+  }
+
+  func endProxyWait() { state.withLock { $0.proxyWaits -= 1 } }
+  var proxyWaits: Int { state.withLock { $0.proxyWaits } }
 
   func leave(_ session: Session, from address: IPAddress) {
     let waiters: [CheckedContinuation<Void, Never>] = state.withLock { state in

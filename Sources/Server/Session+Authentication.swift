@@ -11,7 +11,7 @@ extension Session {
   /// Who the client is, as far as relaying and the users' policy go.
   var standing: ClientStanding {
     if let identity = machine.identity { return .authenticated(identity) }
-    return settings.router.isTrusted(client) ? .trusted : .untrusted
+    return isTrustedClient ? .trusted : .untrusted
   }
 
   /// `, user=<…>` for log lines about mail of a user.
@@ -95,7 +95,7 @@ extension Session {
     _ claim: ServerAuthentication.Claim, _ mechanism: ServerAuthentication.Mechanism, _ stream: ByteStream
   ) async -> Bool {
     let (guardian, router, limits) = (server.guardian, settings.router, settings.loginLimits)
-    let isTrusted = router.isTrusted(client)
+    let isTrusted = isTrustedClient
     var admission = guardian.begin(client, limits: limits, isTrusted: isTrusted)
     // A program that sends with many connections at once has them log in one after the other.
     for _ in 0..<Self.turns where admission == .tooManyAtOnce && !isStopping {

@@ -1,5 +1,6 @@
 // One client: reads its commands, lets the state machine judge them, the router decide, and the queue keep the mail.
 
+import Filters
 import Logging
 import Message
 import Network
@@ -15,12 +16,14 @@ actor Session {
   let loop: EventLoop
   nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
 
-  private var stream: ByteStream?
-  private(set) var settings: ServerSettings
+  var stream: ByteStream?
+  var settings: ServerSettings
   private var settingsVersion: Int
   var machine: ServerStateMachine
   private var framer = LineFramer()
-  private(set) var client = IPAddress.ipv4Any
+  var client = IPAddress.ipv4Any
+  /// nil when the client has connected itself.
+  var proxied: ProxiedConnection?
   private(set) var isStopping = false
   var isWaitingForCommand = false
   /// Keeps the reply to a login back.
@@ -35,10 +38,15 @@ actor Session {
   private static let outputLimit = 16 * 1024
 
   // The transaction that is open.
-  private var sender = ReversePath.null
+  var sender = ReversePath.null
   private var parameters = MailParameters()
-  private var recipients: [Recipient] = []
+  var recipients: [Recipient] = []
   private var receiver: ContentReceiver?
+
+  // Mail filters, in the order of the configuration.
+  var milters: [MilterClient] = []
+  var milterOpenings: [Task<Void, Never>] = []
+  var filtered = FilteredTransaction()
 
   init(number: Int, role: ListenerRole, server: SMTPServer, loop: EventLoop) {
     self.number = number
@@ -55,7 +63,7 @@ actor Session {
   func run(_ descriptor: CInt) async {
     guard let stream = try? ByteStream(adopting: descriptor, on: loop) else { return }
     self.stream = stream
-    client = stream.peer.address
+    guard await identifyClient(stream) else { return stream.close() }
     let banned = refusalOfBanned()
     if let refusal = banned ?? server.enter(self, from: client) {
       server.log.log(level: banned == nil ? .warning : .info, "\(client): turned away: \(refusal)")
@@ -65,6 +73,7 @@ actor Session {
     do throws(NetworkError) {
       if role == .smtps { try await startTLS(stream) }
       send(machine.greeting())
+      openMilters()
       try await serve(stream)
     } catch {
       let place = receiver == nil ? "" : " in the middle of a message"
@@ -73,6 +82,7 @@ actor Session {
       }
     }
     await dropReceiver()
+    closeMilters()
     await stream.closeGently(until: SystemTime().now + farewell)
     server.leave(self, from: client)
   }
@@ -114,6 +124,7 @@ actor Session {
       _ = try? stream.tryFlush()
     }
     stream.close()
+    closeMilters()
   }
 
   static func shuttingDown(_ hostname: String) -> Reply {
@@ -223,8 +234,8 @@ actor Session {
         try await sendAway(stream)
         return false
       }
-      checkSender(path, parameters)
-    case .checkRecipient(let path, let parameters): checkRecipient(path, parameters)
+      await checkSender(path, parameters)
+    case .checkRecipient(let path, let parameters): await checkRecipient(path, parameters)
     case .startTLS(let reply):
       send(reply)
       try await flush(stream)
@@ -257,7 +268,7 @@ actor Session {
 
   // MARK: The envelope
 
-  private func checkSender(_ path: ReversePath, _ parameters: MailParameters) {
+  private func checkSender(_ path: ReversePath, _ parameters: MailParameters) async {
     resetTransaction()
     if let refusal = refusalOfIdentity() ?? settings.router.checkSender(path, client: standing) {
       server.log.notice("\(client): refused from=<\(path.text)>\(login): \(refusal)")
@@ -270,13 +281,18 @@ actor Session {
       machine.senderAnswered(accepted: false)
       return send(Replies.insufficientStorage)
     }
+    if let refusal = await askMilters(sender: path, parameters) {
+      server.log.notice("\(client): refused from=<\(path.text)> by a milter: \(refusal)")
+      machine.senderAnswered(accepted: false)
+      return send(refusal)
+    }
     sender = path
     self.parameters = parameters
     machine.senderAnswered(accepted: true)
     send(Replies.senderOK)
   }
 
-  private func checkRecipient(_ path: ForwardPath, _ parameters: RecipientParameters) {
+  private func checkRecipient(_ path: ForwardPath, _ parameters: RecipientParameters) async {
     let now = server.time.wallClock
     switch settings.router.route(recipient: path, sender: sender, client: standing, now: now) {
     case .reject(let reply):
@@ -284,6 +300,11 @@ actor Session {
       machine.recipientAnswered(accepted: false)
       send(reply)
     case .accept(let routes):
+      if let refusal = await askMilters(recipient: path) {
+        server.log.notice("\(client): refused from=<\(sender.text)> to=<\(path.text)> by a milter: \(refusal)")
+        machine.recipientAnswered(accepted: false)
+        return send(refusal)
+      }
       for route in routes {
         addRecipient(
           Recipient(
@@ -297,7 +318,7 @@ actor Session {
   }
 
   /// Whoever is named twice gets one copy, and the sender every report that either asked for.
-  private func addRecipient(_ recipient: Recipient) {
+  func addRecipient(_ recipient: Recipient) {
     let known = recipients.firstIndex { $0.address == recipient.address && $0.account == recipient.account }
     guard let known else { return recipients.append(recipient) }
     if recipients[known].notify == recipient.notify { return }
@@ -315,13 +336,14 @@ actor Session {
   /// What RSET, EHLO or a refused chunk has ended must neither cost memory nor reach the next message.
   private func forgetTransaction() async {
     if receiver != nil { await dropReceiver() }
+    if filtered.id != nil { abortMilters() }
     if !recipients.isEmpty { resetTransaction() }
   }
 
   // MARK: The content
 
   private func makeReceiver(_ stream: ByteStream) -> ContentReceiver {
-    let id = server.store.nextID()
+    let id = filtered.id ?? server.store.nextID()
     let origin = ReceivedField.Origin(
       helo: machine.heloName, clientAddress: client, isESMTP: machine.isESMTP, isSMTPUTF8: parameters.smtpUTF8,
       tls: stream.tls.map { "\($0.version) \($0.cipher)" }, isAuthenticated: machine.identity != nil)
@@ -389,19 +411,32 @@ actor Session {
   /// The end of the message: on disk, or refused; then the reply.
   private func finish(_ receiver: ContentReceiver) async {
     self.receiver = nil
+    await askMilters(content: receiver)
+    let state = initialState
     let envelope = Envelope(
       reversePath: sender.text, recipients: recipients, arrival: server.time.wallClock,
       clientAddress: client.description, helo: machine.heloName ?? "", is8Bit: parameters.body == .eightBitMIME,
       smtpUTF8: parameters.smtpUTF8, envelopeID: parameters.envelopeID,
       returnFull: parameters.ret.map { $0 == .full })
     let reply: Reply
-    switch await receiver.commit(envelope) {
+    if let reason = filtered.discarded, !receiver.isRefused {
+      await receiver.discard()
+      server.log.notice("\(receiver.id): discarded, from=<\(envelope.reversePath)>, client=\(client): \(reason)")
+      machine.contentFinished()
+      resetTransaction()
+      return send(Reply(250, "2.0.0", "Queued as \(receiver.id)"))
+    }
+    switch await receiver.commit(envelope, state) {
     case .success(let content):
       server.count { $0.accepted += 1 }
       server.log.info(
         "\(receiver.id): from=<\(envelope.reversePath)>, size=\(receiver.size), nrcpt=\(recipients.count), client=\(client), helo=\(envelope.helo)\(login)"
       )
-      server.hand(receiver.id, envelope, content)
+      if let reason = filtered.quarantine {
+        server.log.notice("\(receiver.id): on hold: \(reason)")
+      } else {
+        server.hand(receiver.id, envelope, content)
+      }
       reply = Reply(250, "2.0.0", "Queued as \(receiver.id)")
     case .failure(let refusal):
       server.count { $0.refused += 1 }

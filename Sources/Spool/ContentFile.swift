@@ -135,6 +135,15 @@ final class ContentFileWriter: ContentWriter {
     }.get()
   }
 
+  func read(at offset: Int, count: Int) async throws(QueueError) -> [UInt8] {
+    try await core.io.run(id) { () -> Result<[UInt8], QueueError> in
+      do throws(DiskError) {
+        let left = self.state.withLock { $0.offset } - offset
+        return .success(left > 0 && count > 0 ? try self.file.bytes(min(count, left), at: offset) : [])
+      } catch { return .failure(error.asQueueError) }
+    }.get()
+  }
+
   func finish() async throws(QueueError) -> Content {
     let content = try await core.io.run(id) { () -> Result<ContentFile, QueueError> in
       self.state.withLock { s in

@@ -78,6 +78,9 @@ public enum Content: Sendable {
 public protocol ContentWriter: Sendable {
   /// - Throws: ``QueueError/full`` when the disk is.
   func write(_ bytes: [UInt8]) async throws(QueueError)
+  /// Reads back what was written, up to `count` octets; fewer only at the end. Also after ``discard()``, so that one
+  /// content can be made of another one under the same identifier.
+  func read(at: Int, count: Int) async throws(QueueError) -> [UInt8]
   /// Makes all that was written durable and gives it as the content to append.
   func finish() async throws(QueueError) -> Content
   /// Throws away what was written; does nothing once the content has been appended.

@@ -104,8 +104,8 @@ extension EndToEnd {
         text.replace(old, with: new)
         try Files.write(text, to: "\(bench.folder)/\(path)")
       }
-      try await withSpare(limit: nil, change: { try change($0, Bench.password, to: "revoked-last-week") }) {
-        bench, spare in
+      func revoke(_ bench: Bench) throws { try change(bench, Bench.password, to: "revoked-last-week") }
+      try await withSpare(limit: nil, change: revoke) { bench, spare in
         try submit(3, "carried", to: bench)
         try await until("the spare account has carried it") { spare.statistics.messages == 3 }
         try await status(bench, shows: ["carried by other.test", "not accepted", "app password"])

@@ -278,6 +278,9 @@ private final class WatchedWriter: ContentWriter {
     if isFull { throw .full }
     try await writer.write(bytes)
   }
+  func read(at offset: Int, count: Int) async throws(QueueError) -> [UInt8] {
+    try await writer.read(at: offset, count: count)
+  }
   func finish() async throws(QueueError) -> Content {
     store.writers.withLock { $0.finished += 1 }
     return try await writer.finish()

@@ -107,6 +107,9 @@ public final class MemoryStore: QueueStore {
 final class MemoryWriter: ContentWriter {
   private let bytes = Mutex<[UInt8]>([])
   func write(_ piece: [UInt8]) async throws(QueueError) { bytes.withLock { $0 += piece } }
+  func read(at offset: Int, count: Int) async throws(QueueError) -> [UInt8] {
+    bytes.withLock { Array($0.dropFirst(offset).prefix(count)) }
+  }
   func finish() async throws(QueueError) -> Content { .file(MemoryContent(bytes: bytes.withLock { $0 })) }
   func discard() async {}
 }
