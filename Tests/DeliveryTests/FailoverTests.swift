@@ -234,6 +234,8 @@ private final class MemoryLedgers: LedgerStore {
     await first.stop(within: .seconds(30))
     bench.time.advance(by: .seconds(3600))
     let second = try await delivery(bench, ledgers)
+    // Whoever asks for the state need not wait for the first message.
+    await bench.until { await second.snapshots()[0].ledger?.used == 3 }
     try await submit(bench, second)
     await bench.until { await second.snapshots()[0].hold?.fault == .dailyLimit }
     #expect(await second.snapshots()[0].ledger?.used == 3)
