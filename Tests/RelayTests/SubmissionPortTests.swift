@@ -250,6 +250,46 @@ extension EndToEnd {
       }
     }
 
+    @Test(.timeLimit(.minutes(2))) func socketsOfSystemdHaveTheirRoles() async throws {
+      try await Self.run { bench, submission, smtps in
+        #expect(await bench.stop() == 0)
+        guard try await bench.command("sh", ["-c", "command -v systemd-socket-activate"]).status == 0 else {
+          return print("SKIPPED: systemd-socket-activate is not installed; scripts/test brings it")
+        }
+        // Other ports than those of the configuration, and in another order.
+        let listeners = try (0..<2).map { _ in try Listener(bindingTo: Endpoint("127.0.0.1:0")!) }
+        let ports = listeners.map(\.endpoint.port)
+        for listener in listeners { listener.close() }
+        func launch(_ names: String) throws -> Program {
+          let program = try Program(
+            "systemd-socket-activate",
+            ["-l", "127.0.0.1:\(ports[0])", "-l", "127.0.0.1:\(ports[1])", "--fdname=\(names)", Bench.binary, "serve"]
+              + ["--config", bench.configuration], output: "\(bench.folder)/activated.out",
+            errors: "\(bench.folder)/activated.err")
+          bench.ends(program)
+          return program
+        }
+        let before = bench.log.occurrences(of: "is ready on")
+        let daemon = try launch("smtps:smtp")
+        // It starts with the first connection, which then waits for it.
+        try await until("systemd listens") { (try? Client(port: ports[1], hello: nil)) != nil }
+        try await until("the daemon is ready") { bench.log.occurrences(of: "is ready on") > before }
+        #expect(try await Self.python(bench, ports[0], tls: true) == "sent")
+        #expect(try await Self.python(bench, submission, tls: false) == "sent", "this role was not handed over")
+        let status = try await bench.relay("status").output
+        #expect(
+          status.contains(
+            "127.0.0.1:\(ports[0]) (smtps), 127.0.0.1:\(ports[1]), 127.0.0.1:\(submission) (submission) as"),
+          "\(status)")
+        daemon.signal(SIGTERM)
+        #expect(await daemon.exit() == 0)
+        let other = try launch("smtp:imap")
+        try await until("systemd listens") { (try? Client(port: ports[0], hello: nil)) != nil }
+        #expect(await other.exit() != 0)
+        #expect(Files.read("\(bench.folder)/activated.err").contains("a socket named imap: set FileDescriptorName="))
+      }
+    }
+
     @Test(.timeLimit(.minutes(1))) func submissionWithoutACertificateDoesNotStart() async throws {
       try await Bench.run(settings: ["listen_submission = 127.0.0.1:1"], starts: false) { bench in
         let daemon = try bench.launch()
