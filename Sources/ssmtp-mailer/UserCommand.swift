@@ -145,6 +145,10 @@ struct UserCommand: AsyncParsableCommand {
   }
 
   fileprivate static func mailbox(_ text: String) throws(CommandFailure) -> Mailbox {
+    guard !text.contains("*"), !text.contains("{type}") else {
+      throw CommandFailure(
+        .usage, "\(TerminalText.clean(text)) is a pattern: nobody can log in as that; see send_as in configuration.md")
+    }
     do throws(AddressError) { return try Mailbox(parsing: text) } catch {
       throw CommandFailure(.usage, "\(TerminalText.clean(text)) is not the address of a user: \(error)")
     }
