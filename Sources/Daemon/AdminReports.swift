@@ -121,6 +121,10 @@ public struct StatusReport: Codable, Sendable, Equatable {
   public var accepted: Int
   public var refused: Int
   public var accounts: [Account]
+  public var milters: [MilterReport] = []
+  public var dnsLists: [DNSListReport] = []
+  /// Recipients refused because the client is on one of them.
+  public var refusedByLists = 0
 }
 
 /// A message in a list.

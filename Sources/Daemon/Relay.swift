@@ -289,7 +289,7 @@ public final class Relay: Sendable {
     let counters = server.counters
     let now = time.wallClock
     let (held, dead) = await census.count()
-    return StatusReport(
+    var report = StatusReport(
       version: relayVersion, pid: Int(getpid()), startedAt: ISOTime.format(started),
       uptimeSeconds: Int((now - started).components.seconds),
       state: failure.error != nil ? "failed" : isStopping ? "stopping" : "ready",
@@ -300,6 +300,8 @@ public final class Relay: Sendable {
       sessions: counters.openSessions, sessionsTotal: counters.connections,
       sessionsRefused: counters.refusedConnections, accepted: counters.accepted, refused: counters.refused,
       accounts: await delivery.snapshots().map(StatusReport.Account.init))
+    await report.addFilters(server.settings, counters)
+    return report
   }
 }
 
