@@ -18,6 +18,8 @@ public struct FilterSettings: Sendable {
   public var dnsListAction = DNSListAction.reject
   /// For all of them together.
   public var dnsListTimeout = Duration.seconds(5)
+  /// Who is asked; nil: those of /etc/resolv.conf.
+  public var dnsServer: Endpoint?
 
   public init() {}
 }
@@ -156,7 +158,16 @@ extension FilterSettings {
     }
     dnsListAction = reader.choice("dnsbl_action", default: defaults.dnsListAction, &findings)
     dnsListTimeout = reader.duration("dnsbl_timeout", default: defaults.dnsListTimeout, &findings)
+    dnsServer = reader.value(
+      "dnsbl_server", default: Endpoint?.none, wanted: "an IPv4 address with or without a port, such as 127.0.0.1:5353",
+      show: Self.text, &findings
+    ) { text in
+      let endpoint = Endpoint(text) ?? IPAddress(text).map { Endpoint(address: $0, port: 53) }
+      return endpoint.flatMap { $0.address.isIPv4 && $0.port > 0 ? .some(.some($0)) : nil }
+    }
   }
+
+  private static func text(_ endpoint: Endpoint?) -> String { endpoint?.description ?? "" }
 
   private mutating func readProxy(_ reader: inout SectionReader, _ findings: inout Findings) {
     proxyNetworks = reader.list(

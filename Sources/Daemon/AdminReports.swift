@@ -124,6 +124,10 @@ public struct StatusReport: Codable, Sendable, Equatable {
   /// What each of ``listeners`` is for: `smtp`, `submission`, `smtps`.
   public var listenerRoles: [String]?
   public var logins: LoginReport?
+  public var milters: [MilterReport] = []
+  public var dnsLists: [DNSListReport] = []
+  /// Recipients refused because the client is on one of them.
+  public var refusedByLists = 0
 }
 
 /// A message in a list.

@@ -20,6 +20,11 @@ extension ServerSettings {
       milter.contentTimeout = filters.milterContentTimeout
       return Milter(milter, time: time, resolver: resolver, log: log)
     }
+    refusesListed = filters.dnsListAction == .reject
+    guard !filters.dnsLists.isEmpty else { return }
+    dnsLists = DNSLists(
+      filters.dnsLists.map { DNSListSettings(domain: $0.domain, pattern: $0.pattern) },
+      source: DNSClient(server: filters.dnsServer), time: time, timeout: filters.dnsListTimeout, log: log)
   }
 }
 

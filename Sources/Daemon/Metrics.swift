@@ -84,6 +84,7 @@ extension StatusReport {
     each("account_in_doubt_total", .counter, "Messages whose last reply was lost.") { $0.inDoubt }
     each("account_connections_total", .counter, "Connections begun.") { $0.connectionsOpened }
     each("account_logins_total", .counter, "Logins.") { $0.logins }
+    addFilterMetrics(to: &m)
     return m.text
   }
 }

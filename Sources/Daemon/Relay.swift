@@ -279,6 +279,7 @@ public final class Relay: Sendable {
       accounts: await delivery.snapshots().map(StatusReport.Account.init))
     report.listenerRoles = listeners.map(\.role.rawValue)
     report.logins = LoginReport(server.guardian, now: now)
+    await report.addFilters(server.settings, counters)
     return report
   }
 }

@@ -83,6 +83,9 @@ public struct DNSAnswer: Sendable, Hashable {
   public var status: Status
   /// In the order of the answer, the aliases that led to it among them.
   public var records: [DNSRecord]
+  /// How long it is good that there is no such name or record, in seconds (RFC 2308 5); nil when the server does not
+  /// say.
+  public var negativeTimeToLive: UInt32?
 
   public init(_ status: Status, _ records: [DNSRecord] = []) {
     self.status = status
@@ -164,14 +167,49 @@ public struct DNSClient: DNSSource {
     let code = errno
     guard length > 0 else {
       switch state.pointee.res_h_errno {
-      case HOST_NOT_FOUND: return DNSAnswer(.noSuchName)
-      case NO_DATA: return DNSAnswer(.noData)
+      case HOST_NOT_FOUND: return Self.absence(.noSuchName, answer)
+      case NO_DATA: return Self.absence(.noData, answer)
       default: return DNSAnswer(.failed(Self.failure(header: answer, code)))
       }
     }
     guard let records = Self.records(of: answer, length) else { return DNSAnswer(.failed(.malformed)) }
     let wanted = records.contains { type == .cname || $0.value.type != .cname }
     return DNSAnswer(wanted ? .found : .noData, records)
+  }
+
+  /// An answer without records, with the time it is good for: the SOA record says that, which comes with it. glibc does
+  /// not tell the length of such an answer, so that it is walked through in the buffer, which is zeros behind it.
+  private static func absence(_ status: DNSAnswer.Status, _ answer: [UInt8]) -> DNSAnswer {
+    var result = DNSAnswer(status)
+    answer.withUnsafeBufferPointer { bytes in
+      guard let start = bytes.baseAddress else { return }
+      func number(_ place: Int, _ count: Int) -> UInt32? {
+        guard place >= 0, place + count <= bytes.count else { return nil }
+        return bytes[place..<(place + count)].reduce(0) { $0 << 8 | UInt32($1) }
+      }
+      func skipName(_ place: Int) -> Int? {
+        guard place < bytes.count else { return nil }
+        let length = dn_skipname(start + place, start + bytes.count)
+        return length < 0 ? nil : place + Int(length)
+      }
+      guard let questions = number(4, 2), let answers = number(6, 2), let authorities = number(8, 2) else { return }
+      var place = 12
+      for _ in 0..<questions {
+        guard let next = skipName(place) else { return }
+        place = next + 4
+      }
+      for _ in 0..<(answers + authorities) {
+        guard let next = skipName(place), let type = number(next, 2), let life = number(next + 4, 4),
+          let length = number(next + 8, 2)
+        else { return }
+        place = next + 10 + Int(length)
+        if type == ns_t_soa.rawValue, let minimum = number(place - 4, 4) {
+          result.negativeTimeToLive = min(life, minimum)
+          return
+        }
+      }
+    }
+    return result
   }
 
   /// glibc reports one error for all of these; the header of the last answer, if there was one, tells more.

@@ -29,6 +29,10 @@ public struct ServerSettings: Sendable {
   public var proxyNetworks: [IPNetwork] = []
   /// Asked in this order, by sessions that begin from now on.
   public var milters: [Milter] = []
+  /// Asked about clients that are not trusted; nil asks nobody.
+  public var dnsLists: DNSLists?
+  /// Whether a client that is listed is refused, not only logged.
+  public var refusesListed = true
 
   public init(
     hostname: String, maximumMessageSize: Int = 35_882_577, maximumRecipients: Int = 100,
@@ -54,6 +58,8 @@ public struct ServerCounters: Sendable, Hashable {
   public var accepted = 0
   /// Messages answered with 4xx or 5xx after their content.
   public var refused = 0
+  /// Recipients refused because the client is on a list.
+  public var listed = 0
   public var openSessions = 0
 }
 

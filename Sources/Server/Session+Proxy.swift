@@ -59,9 +59,12 @@ extension Session {
     return false
   }
 
+  /// Whether a load balancer speaks for itself, as its health checks do: HAProxy names itself in version 1.
+  var isHealthCheck: Bool { proxied != nil && (proxied?.ends == nil || settings.isProxy(client)) }
+
   /// Whether the address of the client may make it trusted. That of a load balancer may not, also not as the source in
   /// the header of another one: all the world comes from there.
-  private var mayBeTrusted: Bool { proxied == nil || (proxied?.ends != nil && !settings.isProxy(client)) }
+  private var mayBeTrusted: Bool { !isHealthCheck }
 
   /// Whether the client may relay without a login.
   var isTrustedClient: Bool { mayBeTrusted && settings.router.isTrusted(client) }

@@ -47,6 +47,8 @@ actor Session {
   var milters: [MilterClient] = []
   var milterOpenings: [Task<Void, Never>] = []
   var filtered = FilteredTransaction()
+  /// Which list in the DNS has the client; nil when nobody was asked.
+  var listed: Task<DNSListing?, Never>?
 
   init(number: Int, role: ListenerRole, server: SMTPServer, loop: EventLoop) {
     self.number = number
@@ -73,11 +75,12 @@ actor Session {
     do throws(NetworkError) {
       if role == .smtps { try await startTLS(stream) }
       send(machine.greeting())
+      askLists()
       openMilters()
       try await serve(stream)
     } catch {
       let place = receiver == nil ? "" : " in the middle of a message"
-      if receiver != nil || (error != .endOfStream && error != .closed) {
+      if receiver != nil || (error != .endOfStream && error != .closed && !isHealthCheck) {
         server.log.info("\(client): session ended\(place): \(error)")
       }
     }
@@ -300,6 +303,10 @@ actor Session {
       machine.recipientAnswered(accepted: false)
       send(reply)
     case .accept(let routes):
+      if let refusal = await refusalByLists(of: path) {
+        machine.recipientAnswered(accepted: false)
+        return send(refusal)
+      }
       if let refusal = await askMilters(recipient: path) {
         server.log.notice("\(client): refused from=<\(sender.text)> to=<\(path.text)> by a milter: \(refusal)")
         machine.recipientAnswered(accepted: false)

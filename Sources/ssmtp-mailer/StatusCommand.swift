@@ -47,6 +47,7 @@ struct StatusCommand: AsyncParsableCommand {
     ])
     for line in logins(report) { facts.append(line) }
     Terminal.print(facts.lines())
+    Terminal.print(filters(report))
     if report.accounts.isEmpty { return print("\nno accounts: there is no upstream [domain:] in the configuration") }
     print("")
     var table = TextTable([
@@ -81,6 +82,30 @@ struct StatusCommand: AsyncParsableCommand {
     for ban in logins.banned.prefix(10) { lines.append(["banned", "\(ban.address) until \(ban.until)"]) }
     if logins.bannedNow > 10 { lines.append(["", "and \(logins.bannedNow - 10) more"]) }
     return lines
+  }
+
+  /// Mail filters and DNS lists, and what is wrong with them; nothing when there are none.
+  private static func filters(_ report: StatusReport) -> [String] {
+    var lines: [String] = []
+    for milter in report.milters {
+      lines.append(
+        "milter \(milter.name): \(milter.state), \(Quantity.count(milter.messages, "message")), \(milter.changed) changed, "
+          + "\(milter.rejected) rejected, \(milter.deferred) put off, \(milter.discarded) discarded, "
+          + "\(milter.quarantined) held, \(milter.failures) failures")
+      if milter.state == "down", let error = milter.lastError {
+        lines.append("  \(TerminalText.clean(error)), \(milter.lastErrorTime ?? "")")
+        lines.append("  → start it; until then milter_default_action = \(milter.defaultAction) holds")
+      }
+    }
+    for list in report.dnsLists {
+      lines.append(
+        "dnsbl \(list.name): \(list.state), \(list.queries) asked, \(list.cacheHits) from memory, \(list.listed) listed, "
+          + "\(list.failures) failures")
+      if list.failures > 0, let error = list.lastError {
+        lines.append("  \(TerminalText.clean(error)), \(list.lastErrorTime ?? "")")
+      }
+    }
+    return lines.isEmpty ? [] : [""] + lines
   }
 
   private static func kept(_ report: StatusReport) -> String {
