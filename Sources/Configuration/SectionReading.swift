@@ -71,9 +71,9 @@ extension GlobalSettings {
     metricsListen = reader.endpoints("metrics_listen", default: [], &findings)
     readSRS(&reader, files: files, &findings)
     findCertificate(&reader, files, &findings)
+    readClientLimits(&reader, &findings)
     let unbuilt = [
       ("listen_submission", !listenSubmission.isEmpty), ("listen_smtps", !listenSMTPS.isEmpty),
-      ("client_rate_limit_per_minute", clientRateLimitPerMinute > 0),
     ]
     reader.warnUnbuilt(unbuilt, &findings)
     reader.finish(&findings)

@@ -164,7 +164,6 @@ import Testing
     #expect(
       try load(files).warnings.map(\.description) == [
         "/c/m.conf:3: listen_submission has no effect in this version",
-        "/c/m.conf:6: client_rate_limit_per_minute has no effect in this version",
         "/c/users/u.conf:2: password_hash has no effect in this version",
       ])
   }
