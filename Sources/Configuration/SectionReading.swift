@@ -73,8 +73,7 @@ extension GlobalSettings {
     findCertificate(&reader, files, &findings)
     readSubmission(&reader, &findings)
     filters = FilterSettings(&reader, &findings)
-    let unbuilt = [("client_rate_limit_per_minute", clientRateLimitPerMinute > 0)]
-    reader.warnUnbuilt(unbuilt, &findings)
+    readClientLimits(&reader, &findings)
     reader.finish(&findings)
   }
 
@@ -184,14 +183,5 @@ extension UserSettings {
     ) { ValueReader.isHostname($0) ? $0.lowercased() : nil }
     readLogin(&reader, files: files, &findings)
     reader.finish(&findings)
-  }
-}
-
-extension SectionReader {
-  /// Says of each key whose flag is true that it does nothing yet.
-  func warnUnbuilt(_ keys: [(key: String, isUsed: Bool)], _ findings: inout Findings) {
-    for (key, isUsed) in keys where isUsed {
-      findings.warning(place(key), "\(key) has no effect in this version")
-    }
   }
 }

@@ -54,6 +54,7 @@ public struct GlobalSettings: Sendable {
   /// Messages per client address; 0 does not limit.
   public var clientRateLimitPerMinute = 0
   public var clientTimeout = Duration.seconds(300)
+  public var clientLimits = ClientLimitSettings()
   /// A PEM file; nil offers no STARTTLS. Set together with ``tlsKey``.
   public var tlsCertificate: String?
   public var tlsKey: String?

@@ -23,6 +23,9 @@ final class ContentReceiver {
   /// The date that a message without one gets, and then a Message-ID as well; nil leaves messages as they are, and
   /// when that has been seen to.
   private var completion: Timestamp?
+  private let headerLimit: Int
+  private let budget: ContentBudget
+  private var charged = 0
 
   var buffer: [UInt8] = []
   /// Our Received field, on top of what the client sends.
@@ -30,6 +33,7 @@ final class ContentReceiver {
   var traceLength: Int { trace.count }
   private var decoder = DataDecoder()
   private var scanner = BareLineBreakScanner()
+  private var header = HeaderMeter()
   private var chunkOctets = 0
   var writer: (any ContentWriter)?
   var spilled = 0
@@ -39,19 +43,31 @@ final class ContentReceiver {
   static let memoryLimit = 256 * 1024
   /// The same once there is a file: what comes then need not gather, and a hundred sessions hold half as much.
   private static let pieceSize = 128 * 1024
+  /// Both, while all sessions together hold more than they should.
+  private static let tightMemoryLimit = 64 * 1024
 
   init(
-    id: QueueID, store: any QueueStore, limit: Int, hostname: String, recipients: [String],
-    completion: Timestamp? = nil, trace: (inout [UInt8]) -> Void
+    id: QueueID, store: any QueueStore, limit: Int, headerLimit: Int = .max, budget: ContentBudget = ContentBudget(),
+    hostname: String, recipients: [String], completion: Timestamp? = nil, trace: (inout [UInt8]) -> Void
   ) {
     self.id = id
     self.store = store
     self.limit = limit
+    self.headerLimit = headerLimit
+    self.budget = budget
     self.hostname = hostname
     self.recipients = recipients
     self.completion = completion
     trace(&buffer)
     self.trace = buffer
+  }
+
+  deinit { budget.add(-charged) }
+
+  /// Tells the budget what is kept in memory now.
+  private func charge() {
+    budget.add(buffer.count - charged)
+    charged = buffer.count
   }
 
   /// Octets that will be relayed, our Received field included.
@@ -60,9 +76,11 @@ final class ContentReceiver {
   /// Takes what follows DATA. Returns whether the end of data has been seen.
   func decode(_ bytes: UnsafeRawBufferPointer) -> (consumed: Int, Bool) {
     if refusal == nil { makeRoom(bytes.count) }
+    let before = buffer.count
     guard let (consumed, isFinished) = try? decoder.decode(bytes, into: &buffer) else { return (bytes.count, true) }
     if decoder.octetCount > limit { refuse(Replies.tooLarge(limit: limit)) }
     if decoder.sawBareLineBreak { refuse(Replies.bareLineBreak) }
+    if !header.hasEnded, refusal == nil { buffer.withUnsafeBytes { measure($0[before...]) } }
     return (consumed, isFinished)
   }
 
@@ -72,9 +90,15 @@ final class ContentReceiver {
     scanner.scan(bytes)
     if chunkOctets > limit { refuse(Replies.tooLarge(limit: limit)) }
     if scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
+    if !header.hasEnded { measure(bytes[...]) }
     guard refusal == nil else { return }
     makeRoom(bytes.count)
     buffer.append(contentsOf: bytes)
+  }
+
+  private func measure(_ bytes: Slice<UnsafeRawBufferPointer>) {
+    header.scan(UnsafeRawBufferPointer(rebasing: bytes))
+    if header.count > headerLimit { refuse(Replies.headerTooLarge(limit: headerLimit)) }
   }
 
   /// One allocation for a piece, instead of one for each doubling up to it.
@@ -92,8 +116,11 @@ final class ContentReceiver {
 
   /// Moves what has come so far into a file, once it is too much for memory, and removes the file once it is in vain.
   nonisolated(nonsending) func spill() async {
+    charge()
     if refusal != nil, writer != nil { return await discard() }
-    guard buffer.count > (writer == nil ? Self.memoryLimit : Self.pieceSize), refusal == nil else { return }
+    let threshold =
+      budget.isTight ? Self.tightMemoryLimit : writer == nil ? Self.memoryLimit : Self.pieceSize
+    guard buffer.count > threshold, refusal == nil else { return }
     do throws(QueueError) {
       if writer == nil {
         if let reply = loopRefusal() { return refuse(reply) }
@@ -106,6 +133,7 @@ final class ContentReceiver {
       buffer = []
       spilled += piece.count
       try await writer?.write(piece)
+      charge()
     } catch {
       refuse(Self.reply(for: error), because: error)
       await discard()

@@ -26,6 +26,7 @@ extension ServerStateMachine.Settings {
       maximumRecipients: settings.maximumRecipients, offersStartTLS: settings.tls != nil && role != .smtps,
       offersDSN: true,
       authMechanisms: offersAuthentication ? ServerAuthentication.Mechanism.allCases.map(\.rawValue) : [],
-      requiresTLS: role.requiresAuthentication, requiresAuthentication: role.requiresAuthentication)
+      requiresTLS: role.requiresAuthentication, requiresAuthentication: role.requiresAuthentication,
+      maximumErrors: settings.limits.errors)
   }
 }

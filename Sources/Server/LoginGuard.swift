@@ -94,17 +94,11 @@ public final class LoginGuard: Sendable {
     self.tableLimit = tableLimit
   }
 
-  /// The unit that counts as one client: an IPv4 address, or the /64 of an IPv6 address, which is what one site gets.
-  static func unit(of address: IPAddress) -> IPAddress {
-    guard !address.isIPv4 else { return address }
-    return IPAddress(bytes: Array(address.bytes[..<8]) + [UInt8](repeating: 0, count: 8)) ?? address
-  }
-
   // MARK: Asked by sessions
 
   func isBanned(_ address: IPAddress) -> Bool {
     let now = time.now
-    return state.withLock { ($0.addresses[Self.unit(of: address)]?.bannedUntil).map { now < $0 } ?? false }
+    return state.withLock { ($0.addresses[address.clientBlock]?.bannedUntil).map { now < $0 } ?? false }
   }
 
   /// An attempt could not begin.
@@ -121,7 +115,7 @@ public final class LoginGuard: Sendable {
   func begin(_ address: IPAddress, limits: LoginLimits, isTrusted: Bool) -> Admission {
     let now = time.now
     return state.withLock { state in
-      let unit = Self.unit(of: address)
+      let unit = address.clientBlock
       let maximum = limits.maximumFailures
       if var level = state.addresses[unit] {
         if let end = level.bannedUntil, now < end { return .banned }
@@ -140,7 +134,7 @@ public final class LoginGuard: Sendable {
   func succeeded(_ address: IPAddress) {
     state.withLock { state in
       state.counters.succeeded += 1
-      Self.release(Self.unit(of: address), &state)
+      Self.release(address.clientBlock, &state)
     }
   }
 
@@ -148,7 +142,7 @@ public final class LoginGuard: Sendable {
   func abandoned(_ address: IPAddress) {
     state.withLock { state in
       state.counters.busy += 1
-      Self.release(Self.unit(of: address), &state)
+      Self.release(address.clientBlock, &state)
     }
   }
 
@@ -172,7 +166,7 @@ public final class LoginGuard: Sendable {
     let attempt = hasher.finalize()
     return state.withLock { state in
       state.counters.failed += 1
-      let unit = Self.unit(of: address)
+      let unit = address.clientBlock
       var level = state.addresses[unit] ?? Level(updated: now)
       level.sink(now, perHour: limits.forgottenPerHour)
       level.pending = max(0, level.pending - 1)

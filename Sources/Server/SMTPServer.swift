@@ -33,6 +33,7 @@ public struct ServerSettings: Sendable {
   public var dnsLists: DNSLists?
   /// Whether a client that is listed is refused, not only logged.
   public var refusesListed = true
+  public var limits = ServerLimits()
 
   public init(
     hostname: String, maximumMessageSize: Int = 35_882_577, maximumRecipients: Int = 100,
@@ -61,6 +62,17 @@ public struct ServerCounters: Sendable, Hashable {
   /// Recipients refused because the client is on a list.
   public var listed = 0
   public var openSessions = 0
+  /// How often clients have reached each limit.
+  public var limits: [ServerLimit: Int] = [:]
+  public var handshakes = HandshakeCounters()
+}
+
+/// How the TLS handshakes of clients ended.
+public struct HandshakeCounters: Sendable, Hashable {
+  public var done = 0
+  public var resumed = 0
+  public var failed = 0
+  public var timedOut = 0
 }
 
 /// An SMTP server on some listeners.
@@ -75,12 +87,15 @@ public final class SMTPServer: Sendable {
   let passwords: PasswordChecker
   /// Who fails to log in too often.
   public let guardian: LoginGuard
+  let contentBudget = ContentBudget()
   private let loops: [EventLoop]
 
-  private struct State {
+  struct State {
     var settings: ServerSettings
     var sessions: [Int: Session] = [:]
-    var perAddress: [IPAddress: Int] = [:]
+    var admission = Admission()
+    var rates = ClientRates()
+    var limitLogs: [ServerLimit: LimitLog] = [:]
     var acceptors: [Acceptor] = []
     var nextSession = 0
     var isStopping = false
@@ -89,7 +104,7 @@ public final class SMTPServer: Sendable {
     var whenEmpty: [CheckedContinuation<Void, Never>] = []
     var counters = ServerCounters()
   }
-  private let state: Mutex<State>
+  let state: Mutex<State>
 
   public init(
     store: any QueueStore, loops: [EventLoop], time: any Timekeeper, settings: ServerSettings, log: Logger,
@@ -154,17 +169,12 @@ public final class SMTPServer: Sendable {
       let refusal: Reply? =
         if state.isStopping {
           Reply(421, "4.3.2", "\(state.settings.hostname) is shutting down, try again later")
-        } else if state.sessions.count >= state.settings.maximumConnections {
-          Reply(421, "4.7.0", "\(state.settings.hostname) has too many connections, try again later")
-        } else if state.perAddress[address, default: 0] >= state.settings.maximumConnectionsPerAddress {
-          Reply(421, "4.7.0", "\(state.settings.hostname) has too many connections from your address, try again later")
-        } else { nil }
+        } else { state.refusal(of: address) }
       guard refusal == nil else {
         state.counters.refusedConnections += 1
         return refusal
       }
       state.sessions[session.number] = session
-      state.perAddress[address, default: 0] += 1
       return nil
     }
   }
@@ -197,8 +207,7 @@ public final class SMTPServer: Sendable {
   func leave(_ session: Session, from address: IPAddress) {
     let waiters: [CheckedContinuation<Void, Never>] = state.withLock { state in
       guard state.sessions.removeValue(forKey: session.number) != nil else { return [] }
-      let left = state.perAddress[address, default: 1] - 1
-      state.perAddress[address] = left > 0 ? left : nil
+      state.admission.leave(address)
       guard state.sessions.isEmpty else { return [] }
       defer { state.whenEmpty = [] }
       return state.whenEmpty

@@ -64,7 +64,7 @@ extension Session {
   private func response(
     _ framer: inout LineFramer, _ stream: ByteStream
   ) async throws(NetworkError) -> Result<[UInt8], ExchangeError>? {
-    let deadline = self.deadline
+    let deadline = commandDeadline
     while true {
       if stream.bufferedCount > 0 {
         let result: Result<[UInt8], ExchangeError>? = stream.consume { bytes in

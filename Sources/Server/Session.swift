@@ -29,6 +29,7 @@ actor Session {
   /// Keeps the reply to a login back.
   var penalty: Task<Void, Never>?
   private var isShakingHands = false
+  var meter = SessionMeter(SystemTime().now)
   /// When the line that is awaited must be complete; nil between two lines.
   private var lineDeadline: MonotonicInstant?
   /// How long a client that did not ask for the end may take to read why it came.
@@ -68,7 +69,11 @@ actor Session {
     guard await identifyClient(stream) else { return stream.close() }
     let banned = refusalOfBanned()
     if let refusal = banned ?? server.enter(self, from: client) {
-      server.log.log(level: banned == nil ? .warning : .info, "\(client): turned away: \(refusal)")
+      if banned == nil {
+        server.turnAway(client, refusal)
+      } else {
+        server.log.info("\(client): turned away: \(refusal)")
+      }
       await turnAway(stream, with: refusal)
       return
     }
@@ -151,14 +156,14 @@ actor Session {
         if isStopping, !machine.transactionIsOpen { return try await sendAway(stream) }
         stream.releaseOutputBuffer()
         // The whole line by then, not just another octet of it.
-        let deadline = lineDeadline ?? self.deadline
+        let deadline = lineDeadline ?? commandDeadline
         lineDeadline = deadline
         isWaitingForCommand = true
         defer { isWaitingForCommand = false }
         guard try await fill(stream, until: deadline, waitingFor: "a command") else { return }
       case .action(let action):
         lineDeadline = nil
-        guard try await perform(action, stream) else { return try await flush(stream) }
+        guard try await perform(meter(action), stream) else { return try await flush(stream) }
         if !machine.transactionIsOpen { await forgetTransaction() }
         if stream.pendingOutput > Self.outputLimit { try await flush(stream) }
       }
@@ -171,13 +176,17 @@ actor Session {
     async
     throws(NetworkError) -> Bool
   {
-    do throws(NetworkError) { return try await stream.fill(until: deadline, waitingFor: what) } catch {
+    do throws(NetworkError) {
+      // Who sends without a pause is never waited for, and would never be too late.
+      if deadline <= SystemTime().now { throw .timedOut("\(what)") }
+      return try await stream.fill(until: deadline, waitingFor: what)
+    } catch {
       guard case .timedOut = error else { throw error }
       if isStopping, isWaitingForCommand, !machine.transactionIsOpen {
         try await sendAway(stream)
         return false
       }
-      await close(stream, with: Reply(421, "4.4.2", "\(settings.hostname) waited too long for \(what)"))
+      await close(stream, with: tooLate(what))
       throw error
     }
   }
@@ -193,8 +202,6 @@ actor Session {
     try? await stream.flush(until: SystemTime().now + farewell, waitingFor: "the client to read")
   }
 
-  var deadline: MonotonicInstant { SystemTime().now + settings.clientTimeout }
-
   /// A transaction sees one configuration from its beginning to its end.
   private func takeOverSettings() {
     let version = server.settingsVersion
@@ -208,7 +215,8 @@ actor Session {
     guard stream.bufferedCount > 0 else { return .more }
     return stream.consume { bytes in
       switch framer.next(bytes) {
-      case .incomplete(let consumed): (consumed, .more)
+      case .incomplete(let consumed):
+        (consumed, consumed == 0 || meter.skip(consumed) ? .more : .action(.close(LineError.tooLong.reply)))
       case .malformed(let error, let consumed): (consumed, .action(machine.receive(malformed: error)))
       case .line(let range, let consumed):
         (consumed, .action(machine.receive(line: UnsafeRawBufferPointer(rebasing: bytes[range]))))
@@ -249,8 +257,10 @@ actor Session {
       try await receiveData(stream)
     case .receiveChunk(let count, let last): try await receiveChunk(stream, count, isLast: last)
     case .discardChunk(let count, let reply):
+      meter.contentBegins(SystemTime().now)
       try await read(stream, count) { _ in }
       await dropReceiver()
+      meter.contentEnds()
       send(reply)
     case .authenticate(let mechanism, let response): return try await authenticate(mechanism, response, stream)
     }
@@ -262,7 +272,7 @@ actor Session {
     isShakingHands = true
     defer { isShakingHands = false }
     farewell = Self.longFarewell  // for the alert, when the handshake fails
-    try await stream.startTLS(context, until: SystemTime().now + .seconds(30))
+    try await shakeHands(stream, context)
     farewell = .zero
     machine.tlsStarted()
     framer = LineFramer()
@@ -284,6 +294,10 @@ actor Session {
       machine.senderAnswered(accepted: false)
       return send(Replies.insufficientStorage)
     }
+    if let refusal = rateRefusal() {
+      machine.senderAnswered(accepted: false)
+      return send(refusal)
+    }
     if let refusal = await askMilters(sender: path, parameters) {
       server.log.notice("\(client): refused from=<\(path.text)> by a milter: \(refusal)")
       machine.senderAnswered(accepted: false)
@@ -291,6 +305,7 @@ actor Session {
     }
     sender = path
     self.parameters = parameters
+    meter.transactionBegins(SystemTime().now)
     machine.senderAnswered(accepted: true)
     send(Replies.senderOK)
   }
@@ -302,6 +317,7 @@ actor Session {
       server.log.notice("\(client): refused from=<\(sender.text)> to=<\(path.text)>: \(reply)")
       machine.recipientAnswered(accepted: false)
       send(reply)
+      meter.recipientRefused()
     case .accept(let routes):
       if let refusal = await refusalByLists(of: path) {
         machine.recipientAnswered(accepted: false)
@@ -342,6 +358,7 @@ actor Session {
 
   /// What RSET, EHLO or a refused chunk has ended must neither cost memory nor reach the next message.
   private func forgetTransaction() async {
+    meter.transactionEnds()
     if receiver != nil { await dropReceiver() }
     if filtered.id != nil { abortMilters() }
     if !recipients.isEmpty { resetTransaction() }
@@ -356,8 +373,9 @@ actor Session {
       tls: stream.tls.map { "\($0.version) \($0.cipher)" }, isAuthenticated: machine.identity != nil)
     let originals = recipients.map(\.original)
     return ContentReceiver(
-      id: id, store: server.store, limit: settings.maximumMessageSize, hostname: settings.hostname,
-      recipients: originals, completion: role.requiresAuthentication ? server.time.wallClock : nil
+      id: id, store: server.store, limit: settings.maximumMessageSize, headerLimit: settings.limits.headerSize,
+      budget: server.contentBudget, hostname: settings.hostname, recipients: originals,
+      completion: role.requiresAuthentication ? server.time.wallClock : nil
     ) {
       ReceivedField.render(
         into: &$0, origin: origin, by: settings.hostname, queueID: id.description,
@@ -373,13 +391,15 @@ actor Session {
   private func receiveData(_ stream: ByteStream) async throws(NetworkError) {
     let receiver = makeReceiver(stream)
     self.receiver = receiver
+    meter.contentBegins(SystemTime().now)
     while true {
       if stream.bufferedCount > 0 {
+        meter.contentCame(stream.bufferedCount)
         let isFinished = stream.consume { receiver.decode($0) }
         await receiver.spill()
         if isFinished { break }
       }
-      guard try await fill(stream, until: deadline, waitingFor: "the message") else { throw .endOfStream }
+      guard try await fill(stream, until: contentDeadline, waitingFor: "the message") else { throw .endOfStream }
     }
     await finish(receiver)
   }
@@ -387,6 +407,7 @@ actor Session {
   private func receiveChunk(_ stream: ByteStream, _ count: Int, isLast: Bool) async throws(NetworkError) {
     let receiver = self.receiver ?? makeReceiver(stream)
     self.receiver = receiver
+    meter.contentBegins(SystemTime().now)
     try await read(stream, count) { receiver.take($0) }
     guard isLast else {
       machine.chunkAccepted()
@@ -404,13 +425,15 @@ actor Session {
       if stream.bufferedCount == 0 {
         // The client may wait for the replies to MAIL and RCPT before it sends the chunk (RFC 2920 3.2).
         try await flush(stream)
-        guard try await fill(stream, until: deadline, waitingFor: "the message") else { throw .endOfStream }
+        guard try await fill(stream, until: contentDeadline, waitingFor: "the message") else { throw .endOfStream }
       }
-      left -= stream.consume { bytes in
+      let taken = stream.consume { bytes in
         let taken = min(left, bytes.count)
         body(UnsafeRawBufferPointer(rebasing: bytes[..<taken]))
         return (taken, taken)
       }
+      meter.contentCame(taken)
+      left -= taken
       await receiver?.spill()
     }
   }
@@ -436,6 +459,7 @@ actor Session {
     switch await receiver.commit(envelope, state) {
     case .success(let content):
       server.count { $0.accepted += 1 }
+      meter.messageTaken()
       server.log.info(
         "\(receiver.id): from=<\(envelope.reversePath)>, size=\(receiver.size), nrcpt=\(recipients.count), client=\(client), helo=\(envelope.helo)\(login)"
       )
@@ -453,6 +477,7 @@ actor Session {
     }
     machine.contentFinished()
     resetTransaction()
+    if let limit = ServerLimit(reply) { server.reached(limit) }
     send(reply)
   }
 }

@@ -149,21 +149,6 @@ import Testing
       ])
   }
 
-  @Test func keysWithoutEffectSaySo() throws {
-    let main =
-      minimal + """
-        metrics_listen = 127.0.0.1:9100
-        client_rate_limit_per_minute = 5
-        delay_warning = 2h
-
-        """
-    let files = configuration(main, domain: upstream)
-    #expect(
-      try load(files).warnings.map(\.description) == [
-        "/c/m.conf:4: client_rate_limit_per_minute has no effect in this version"
-      ])
-  }
-
   @Test(
     arguments: [
       ("smtp.gmail.com", "", 2000), ("SMTP-relay.gmail.com", "", 10_000), ("smtp.example.com", "", nil),
