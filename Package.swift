@@ -1,12 +1,17 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-let strict: [SwiftSetting] = [
-  .swiftLanguageMode(.v6),
-  .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
-  .enableUpcomingFeature("ExistentialAny"),
-  .treatAllWarnings(as: .error),
-]
+/// `scripts/fuzz` builds everything with the instruments of libFuzzer, in a build folder of its own.
+let isFuzzed = Context.environment["SSMTP_MAILER_FUZZ"] != nil
+let instruments = ["-sanitize=fuzzer,address", "-parse-as-library"]
+
+let strict: [SwiftSetting] =
+  [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    .enableUpcomingFeature("ExistentialAny"),
+    .treatAllWarnings(as: .error),
+  ] + (isFuzzed ? [.unsafeFlags(instruments)] : [])
 
 /// A target of our own, with the settings that every one of them shares.
 func room(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
@@ -93,5 +98,21 @@ let package = Package(
     tests("CommandTests", ["CommandLineTools", "OAuth", "Daemon", "Spool", "Sandbox", "Network", "TestSupport"]),
     // The binary itself is what these start, so it has to be built first.
     tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives", "TestSupport"]),
+
+    // What the fuzzer tries, and the same properties for the inputs that were worth keeping.
+    .target(
+      name: "FuzzTargets",
+      dependencies: [
+        "Primitives", "SMTP", "Message", "OAuth", "Configuration", "Routing", "Network", "Spool", "Server",
+        "TestSupport", "CChecksum", logging,
+      ],
+      path: "Tests/Fuzz/Targets", swiftSettings: strict),
+    tests("FuzzTests", ["FuzzTargets"]),
   ]
+    + (isFuzzed
+      ? [
+        .executableTarget(
+          name: "fuzz", dependencies: ["FuzzTargets", "CLinux"], path: "Tests/Fuzz/Engine", swiftSettings: strict,
+          linkerSettings: [.unsafeFlags(instruments)])
+      ] : [])
 )
