@@ -96,7 +96,15 @@ extension EndToEnd {
         #expect(
           late.status == 75 && late.output.contains("put off by") && late.output.contains("still waits"), "\(late)")
         #expect(try await relay(["--to", Self.support, "--wait", "soon"]).status == 64)
+        // A daemon that ends while the verdict is waited for has the message all the same.
+        func tries() -> Int { bench.log.split(separator: "\n").count { $0.contains("to=<later@example.org>") } }
+        let before = tries()
+        let waiting = send + ["--wait", "5s", "--to", "later@example.org", "--config", bench.configuration]
+        async let orphan = bench.command(Bench.binary, waiting)
+        try await until("it is tried") { tries() > before }
         #expect(await bench.stop() == 0)
+        let left = try await orphan
+        #expect(left.status == 75 && left.errors.contains("is queued, and what became of it"), "\(left)")
         #expect(try await relay(["--to", Self.support, "--wait"]).status == 69)
       }
     }
