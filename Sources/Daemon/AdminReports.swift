@@ -121,6 +121,11 @@ public struct StatusReport: Codable, Sendable, Equatable {
   public var accepted: Int
   public var refused: Int
   public var accounts: [Account]
+  /// The certificate that clients are shown; nil without one.
+  public var certificate: Certificate?
+  /// How often clients have reached each limit, by the names of docs/limits.md.
+  public var limits: [String: Int] = [:]
+  public var tlsHandshakes = Handshakes()
 }
 
 /// A message in a list.

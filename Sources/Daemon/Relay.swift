@@ -32,6 +32,7 @@ public final class Relay: Sendable {
   private let failure: Failure
   private let started: Timestamp
   private let census: QueueCensus
+  private let certificate: CertificateWatch
 
   private struct State {
     var settings: Settings
@@ -73,7 +74,9 @@ public final class Relay: Sendable {
     }
     log = output.logger("relay")
     let router = Router(settings)
-    let serverSettings = try ServerSettings(settings, router: router)
+    let fingerprint = CertificateFiles(settings.global)?.fingerprint()
+    var serverSettings = try ServerSettings(settings, router: router)
+    DescriptorLimit.raise(for: settings, &serverSettings, log)
     listeners = try Self.bind(settings)
 
     do throws(NetworkError) {
@@ -107,6 +110,8 @@ public final class Relay: Sendable {
     server = SMTPServer(
       store: spool, loops: loops, time: time, settings: serverSettings, log: log,
       hand: { delivery.submit($0, $1, $2) })
+    certificate = CertificateWatch(time: time, log: log) { [server] in server.show($0) }
+    certificate.follow(CertificateFiles(settings.global), fingerprint, serverSettings.tls)
     state = Mutex(State(settings: settings))
     setRouter = { router in routes.withLock { $0 = router } }
   }
@@ -185,6 +190,7 @@ public final class Relay: Sendable {
     }
     startAdmin(settings.global.adminSocket)
     startMetrics(settings.global.metricsListen)
+    certificate.start()
     for listener in listeners { server.listen(on: listener) }
     let endpoints = listeners.map(\.endpoint.description).joined(separator: ", ")
     log.notice("ssmtp-mailer \(relayVersion) is ready on \(endpoints), \(recovered) messages in the queue")
@@ -222,12 +228,15 @@ public final class Relay: Sendable {
   public func reload(_ settings: Settings) async throws(DaemonError) {
     let old = state.withLock { $0.settings }
     let router = Router(settings)
-    let serverSettings = try ServerSettings(settings, router: router)
+    let fingerprint = CertificateFiles(settings.global)?.fingerprint()
+    var serverSettings = try ServerSettings(settings, router: router)
+    DescriptorLimit.raise(for: settings, &serverSettings, log)
     do throws(LogError) { try output.reopen(settings.logDestination) } catch { throw DaemonError(error.description) }
     output.level = settings.logLevel
     state.withLock { $0.settings = settings }
     setRouter(router)
     server.configure(serverSettings)
+    certificate.follow(CertificateFiles(settings.global), fingerprint, serverSettings.tls)
     await delivery.configure(UpstreamSettings.all(settings, log), DeliverySettings(settings))
     for (key, changed) in [
       ("listen", old.global.listen != settings.global.listen),
@@ -253,6 +262,7 @@ public final class Relay: Sendable {
   public func stop(within grace: Duration = .seconds(30)) async {
     state.withLock { $0.isStopping = true }
     log.notice("stopping")
+    certificate.stop()
     async let clients: Void = server.stop(within: grace)
     async let upstreams: Void = delivery.stop(within: grace)
     _ = await (clients, upstreams)
@@ -287,7 +297,7 @@ public final class Relay: Sendable {
     let counters = server.counters
     let now = time.wallClock
     let (held, dead) = await census.count()
-    return StatusReport(
+    var report = StatusReport(
       version: relayVersion, pid: Int(getpid()), startedAt: ISOTime.format(started),
       uptimeSeconds: Int((now - started).components.seconds),
       state: failure.error != nil ? "failed" : isStopping ? "stopping" : "ready",
@@ -298,6 +308,8 @@ public final class Relay: Sendable {
       sessions: counters.openSessions, sessionsTotal: counters.connections,
       sessionsRefused: counters.refusedConnections, accepted: counters.accepted, refused: counters.refused,
       accounts: await delivery.snapshots().map(StatusReport.Account.init))
+    report.addDoor(counters, certificate.certificate)
+    return report
   }
 }
 

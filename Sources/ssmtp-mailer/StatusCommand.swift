@@ -45,6 +45,7 @@ struct StatusCommand: AsyncParsableCommand {
     facts.append([
       "messages", "\(report.accepted) accepted, \(report.refused) refused",
     ])
+    for fact in doorFacts(report) { facts.append(fact) }
     Terminal.print(facts.lines())
     if report.accounts.isEmpty { return print("\nno accounts: there is no upstream [domain:] in the configuration") }
     print("")
