@@ -128,6 +128,11 @@ public struct StatusReport: Codable, Sendable, Equatable {
   public var dnsLists: [DNSListReport] = []
   /// Recipients refused because the client is on one of them.
   public var refusedByLists = 0
+  /// The certificate that clients are shown; nil without one.
+  public var certificate: Certificate?
+  /// How often clients have reached each limit, by the names of docs/limits.md.
+  public var limits: [String: Int] = [:]
+  public var tlsHandshakes = Handshakes()
 }
 
 /// A message in a list.

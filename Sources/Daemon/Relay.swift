@@ -32,6 +32,7 @@ public final class Relay: Sendable {
   private let failure: Failure
   private let started: Timestamp
   private let census: QueueCensus
+  private let certificate: CertificateWatch
 
   private struct State {
     var settings: Settings
@@ -73,8 +74,10 @@ public final class Relay: Sendable {
     }
     log = output.logger("relay")
     let router = Router(settings)
+    let fingerprint = CertificateFiles(settings.global)?.fingerprint()
     var serverSettings = try ServerSettings(settings, router: router)
     serverSettings.readFilters(settings, log: log, time: time)
+    DescriptorLimit.raise(for: settings, &serverSettings, log)
     listeners = try RoleListener.all(settings)
 
     do throws(NetworkError) {
@@ -108,6 +111,8 @@ public final class Relay: Sendable {
     server = SMTPServer(
       store: spool, loops: loops, time: time, settings: serverSettings, log: log,
       hand: { delivery.submit($0, $1, $2) })
+    certificate = CertificateWatch(time: time, log: log) { [server] in server.show($0) }
+    certificate.follow(CertificateFiles(settings.global), fingerprint, serverSettings.tls)
     state = Mutex(State(settings: settings))
     setRouter = { router in routes.withLock { $0 = router } }
   }
@@ -161,6 +166,7 @@ public final class Relay: Sendable {
     }
     startAdmin(settings.global.adminSocket)
     startMetrics(settings.global.metricsListen)
+    certificate.start()
     for listener in listeners { server.listen(on: listener.listener, role: listener.role) }
     let endpoints = listeners.map(\.description).joined(separator: ", ")
     log.notice("ssmtp-mailer \(relayVersion) is ready on \(endpoints), \(recovered) messages in the queue")
@@ -198,13 +204,16 @@ public final class Relay: Sendable {
   public func reload(_ settings: Settings) async throws(DaemonError) {
     let old = state.withLock { $0.settings }
     let router = Router(settings)
+    let fingerprint = CertificateFiles(settings.global)?.fingerprint()
     var serverSettings = try ServerSettings(settings, router: router)
     serverSettings.readFilters(settings, log: log, time: time)
+    DescriptorLimit.raise(for: settings, &serverSettings, log)
     do throws(LogError) { try output.reopen(settings.logDestination) } catch { throw DaemonError(error.description) }
     output.level = settings.logLevel
     state.withLock { $0.settings = settings }
     setRouter(router)
     server.configure(serverSettings)
+    certificate.follow(CertificateFiles(settings.global), fingerprint, serverSettings.tls)
     await delivery.configure(UpstreamSettings.all(settings, log), DeliverySettings(settings))
     for (key, changed) in [
       ("listen", old.global.listen != settings.global.listen),
@@ -232,6 +241,7 @@ public final class Relay: Sendable {
   public func stop(within grace: Duration = .seconds(30)) async {
     state.withLock { $0.isStopping = true }
     log.notice("stopping")
+    certificate.stop()
     async let clients: Void = server.stop(within: grace)
     async let upstreams: Void = delivery.stop(within: grace)
     _ = await (clients, upstreams)
@@ -280,6 +290,7 @@ public final class Relay: Sendable {
     report.listenerRoles = listeners.map(\.role.rawValue)
     report.logins = LoginReport(server.guardian, now: now)
     await report.addFilters(server.settings, counters)
+    report.addDoor(counters, certificate.certificate)
     return report
   }
 }

@@ -46,6 +46,7 @@ struct StatusCommand: AsyncParsableCommand {
       "messages", "\(report.accepted) accepted, \(report.refused) refused",
     ])
     for line in logins(report) { facts.append(line) }
+    for fact in doorFacts(report) { facts.append(fact) }
     Terminal.print(facts.lines())
     Terminal.print(filters(report))
     if report.accounts.isEmpty { return print("\nno accounts: there is no upstream [domain:] in the configuration") }
