@@ -60,6 +60,8 @@ public actor DNSLists {
     var failuresInARow = 0
     var skippedUntil: MonotonicInstant?
     var told: MonotonicInstant?
+    var running = 0
+    var waiting: [CheckedContinuation<Void, Never>] = []
   }
   private var cache: [String: Entry] = [:]
   private var asking: [String: Task<DNSListing?, Never>] = [:]
@@ -67,8 +69,10 @@ public actor DNSLists {
 
   /// Answers that are kept, at about 200 octets each.
   private static let keptAnswers = 20_000
-  /// Questions that are under way at once. Each has a thread that waits; more clients than that pass unasked.
-  private static let concurrentQuestions = 64
+  /// Questions to one list that are under way at once. Each has a thread that waits, and the queue of mail needs some too.
+  private static let concurrentQuestions = 10
+  /// Questions that wait for their turn; more clients than that pass unasked.
+  private static let waitingQuestions = 1000
   private static let shortestLife = Duration.seconds(10)
   private static let longestLife = Duration.seconds(3600)
   /// When the server does not say it.
@@ -91,7 +95,7 @@ public actor DNSLists {
   public var health: [(domain: String, health: DNSListHealth)] {
     lists.indices.map { place in
       var health = states[place].health
-      health.isSkipped = states[place].skippedUntil.map { $0 > time.now } ?? false
+      health.isSkipped = isSkipped(place)
       return (lists[place].domain, health)
     }
   }
@@ -111,18 +115,11 @@ public actor DNSLists {
       return entry.listing
     }
     if let running = asking[name] { return await running.value }
-    if let until = states[place].skippedUntil {
-      if until > time.now { return nil }
-      // One question finds out whether it answers again; the others go on without.
-      states[place].skippedUntil = time.now + Self.pause
-    }
-    guard asking.count < Self.concurrentQuestions else {
-      states[place].health.failures += 1
-      states[place].health.lastError = "\(Self.concurrentQuestions) questions were under way already"
-      states[place].health.lastErrorTime = time.wallClock
-      return nil
-    }
-    let task = Task { await self.ask(name, place) }
+    if isSkipped(place) { return nil }
+    // One question finds out whether it answers again; the others go on without.
+    let isProbe = states[place].skippedUntil != nil
+    if isProbe { states[place].skippedUntil = time.now + Self.pause }
+    let task = Task { await self.ask(name, place, isProbe: isProbe) }
     asking[name] = task
     let listing = await task.value
     asking[name] = nil
@@ -130,7 +127,37 @@ public actor DNSLists {
     return listing
   }
 
-  private func ask(_ name: String, _ place: Int) async -> DNSListing? {
+  private func isSkipped(_ place: Int) -> Bool { states[place].skippedUntil.map { $0 > time.now } ?? false }
+
+  /// Waits for a turn. Returns false when too many do.
+  private func takeTurn(_ place: Int) async -> Bool {
+    if states[place].running < Self.concurrentQuestions {
+      states[place].running += 1
+      return true
+    }
+    guard states[place].waiting.count < Self.waitingQuestions else { return false }
+    await withCheckedContinuation { states[place].waiting.append($0) }
+    return true
+  }
+
+  private func endTurn(_ place: Int) {
+    if states[place].waiting.isEmpty {
+      states[place].running -= 1
+    } else {
+      states[place].waiting.removeFirst().resume()
+    }
+  }
+
+  private func ask(_ name: String, _ place: Int, isProbe: Bool) async -> DNSListing? {
+    guard await takeTurn(place) else {
+      states[place].health.failures += 1
+      states[place].health.lastError = "\(Self.waitingQuestions) questions were waiting already"
+      states[place].health.lastErrorTime = time.wallClock
+      return nil
+    }
+    defer { endTurn(place) }
+    // It may have fallen silent while this one waited.
+    if !isProbe, isSkipped(place) { return nil }
     states[place].health.queries += 1
     let list = lists[place]
     let answer = await source.ask(name, .a)

@@ -148,4 +148,58 @@ private final class Table: DNSSource {
     #expect(await lists("bl.test", "other.test").listing(of: Self.client)?.domain == "other.test")
     #expect(table.asked.contains("A \(Self.name)"))
   }
+
+  @Test func questionsToASlowListWaitForEachOtherAndEndWithIt() async {
+    let slow = Slow()
+    let lists = DNSLists(
+      [DNSListSettings(domain: "bl.test")], source: slow, time: time, timeout: .seconds(5), log: lines.logger)
+    let all = Task {
+      await withTaskGroup(of: Bool.self) { group in
+        for i in 0..<50 {
+          group.addTask { await lists.listing(of: IPAddress(bytes: [192, 0, 2, UInt8(i)])!) != nil }
+        }
+        return await group.reduce(into: 0) { $0 += $1 ? 1 : 0 }
+      }
+    }
+    while slow.waiting < 10 { await Task.yield() }
+    for _ in 0..<1000 { await Task.yield() }
+    #expect(slow.waiting == 10, "not a thread for each client")
+    slow.fail()
+    #expect(await all.value == 0)
+    #expect(slow.asked == 10, "those that waited were not asked in vain")
+    #expect(await lists.health[0].health.isSkipped)
+  }
+}
+
+/// Answers nobody until it fails for all.
+private final class Slow: DNSSource {
+  private struct State {
+    var waiters: [CheckedContinuation<Void, Never>] = []
+    var asked = 0
+    var hasFailed = false
+  }
+  private let state = Mutex(State())
+  var waiting: Int { state.withLock { $0.waiters.count } }
+  var asked: Int { state.withLock { $0.asked } }
+
+  func fail() {
+    let waiters = state.withLock { state in
+      state.hasFailed = true
+      defer { state.waiters = [] }
+      return state.waiters
+    }
+    for waiter in waiters { waiter.resume() }
+  }
+
+  func ask(_ name: String, _ type: DNSType) async -> DNSAnswer {
+    await withCheckedContinuation { wake in
+      let hasFailed = state.withLock { state in
+        state.asked += 1
+        if !state.hasFailed { state.waiters.append(wake) }
+        return state.hasFailed
+      }
+      if hasFailed { wake.resume() }
+    }
+    return DNSAnswer(.failed(.timedOut))
+  }
 }

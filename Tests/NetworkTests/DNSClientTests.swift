@@ -82,8 +82,10 @@ private let nsd: String? = {
   @Test(.enabled(if: nsd != nil, "NSD is not installed: apt-get install nsd"))
   func theKindsOfSilenceAreKeptApart() async throws {
     try await withServer { client in
-      #expect(await client.ask("nobody.example", .a).status == .noSuchName)
-      #expect(await client.ask("ns.example", .mx).status == .noData)
+      let nobody = await client.ask("nobody.example", .a)
+      #expect(nobody.status == .noSuchName && nobody.negativeTimeToLive == 60, "as the SOA says: \(nobody)")
+      let nothing = await client.ask("ns.example", .mx)
+      #expect(nothing.status == .noData && nothing.negativeTimeToLive == 60, "\(nothing)")
       // NSD answers SERVFAIL for a zone whose file it cannot read, and refuses what it does not serve.
       #expect(await client.ask("www.broken", .a).status == .failed(.serverFailure))
       #expect(await client.ask("elsewhere.test", .a).status == .failed(.refused))

@@ -155,6 +155,28 @@ extension EndToEnd {
       }
     }
 
+    // MARK: Quarantine
+
+    @Test(.timeLimit(.minutes(2))) func quarantinedMessageWaitsForTheOperatorAlsoThroughARestart() async throws {
+      let port = try freePort()
+      try await Bench.run(settings: ["milters = inet:127.0.0.1:\(port)", "milter_default_action = quarantine"]) {
+        bench in
+        let reply = try Client(port: bench.port).deliver(to: Self.recipient, Letter.text("odd"))
+        let id = String(try #require(reply.split(separator: " ").last))
+        #expect(reply == "250 2.0.0 Queued as \(id)")
+        #expect(try await bench.relay("queue", "list", "--state", "held").output.contains(id))
+        let shown = try await bench.relay("queue", "show", id)
+        #expect(shown.output.contains("by milter inet:127.0.0.1:\(port) does not answer"), "\(shown.output)")
+        #expect(await bench.stop() == 0)
+        try await bench.start()
+        #expect(try await bench.relay("queue", "list", "--state", "held").output.contains(id))
+        #expect(bench.upstream.statistics.messages == 0)
+        #expect(try await bench.relay("queue", "release", id).status == 0)
+        #expect(try await bench.arrived(1)[0].field("X-Test-ID") == "odd")
+        try await bench.emptied()
+      }
+    }
+
     // MARK: rspamd
 
     @Test(

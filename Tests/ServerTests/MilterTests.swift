@@ -588,6 +588,26 @@ private let content = "Subject: test\r\nX-Old: 1\r\nx-old: 2\r\n\tfolded\r\n\r\n
     await milter.stop()
   }
 
+  @Test func filterThatAReloadKeepsKeepsWhatItHasCounted() async throws {
+    let (first, second) = (try Scripted(), try Scripted())
+    let door = try door([first])
+    try await door.greet { client async throws in #expect(try await client.mail(content).hasPrefix("250")) }
+    var settings = door.server.settings
+    let before = settings.milters[0]
+    func again(_ settings: MilterSettings) -> Milter {
+      Milter(
+        settings, time: door.time, resolver: Resolver(source: SystemNames(), time: door.time), log: door.lines.logger)
+    }
+    settings.milters = [again(before.settings), again(MilterSettings(name: "new", address: second.address))]
+    door.server.configure(settings)
+    #expect(door.server.settings.milters[0] === before)
+    try await door.greet { client async throws in #expect(try await client.mail(content).hasPrefix("250")) }
+    #expect(door.server.settings.milters.map(\.health.messages) == [2, 1])
+    await door.close()
+    await first.stop()
+    await second.stop()
+  }
+
   @Test func pipelinedTransactionsAreAnsweredInOrder() async throws {
     let milter = try Scripted { packet in
       packet.code == "M" && packet.words[0] == "<bad@b.test>" ? .packets([Self.no]) : nil
