@@ -1,6 +1,7 @@
 // The content of one message on its way in: kept in memory while it is small, streamed into a file of its own when
 // it is not, so that a session costs a bounded amount of memory whatever it sends.
 
+import Glibc
 import Message
 import Primitives
 import SMTP
@@ -57,6 +58,7 @@ final class ContentReceiver {
     guard let (consumed, isFinished) = try? decoder.decode(bytes, into: &buffer) else { return (bytes.count, true) }
     if decoder.octetCount > limit { refuse(Replies.tooLarge(limit: limit)) }
     if decoder.sawBareLineBreak { refuse(Replies.bareLineBreak) }
+    if refusal == nil, Self.holdsNUL(bytes[..<consumed]) { refuse(Replies.nulOctet) }
     return (consumed, isFinished)
   }
 
@@ -66,9 +68,15 @@ final class ContentReceiver {
     scanner.scan(bytes)
     if chunkOctets > limit { refuse(Replies.tooLarge(limit: limit)) }
     if scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
+    if refusal == nil, Self.holdsNUL(bytes[...]) { refuse(Replies.nulOctet) }
     guard refusal == nil else { return }
     makeRoom(bytes.count)
     buffer.append(contentsOf: bytes)
+  }
+
+  private static func holdsNUL(_ bytes: Slice<UnsafeRawBufferPointer>) -> Bool {
+    let bytes = UnsafeRawBufferPointer(rebasing: bytes)
+    return bytes.baseAddress.map { memchr($0, 0, bytes.count) != nil } ?? false
   }
 
   /// One allocation for a piece, instead of one for each doubling up to it.

@@ -179,7 +179,11 @@ actor Session {
       case .incomplete(let consumed): (consumed, .more)
       case .malformed(let error, let consumed): (consumed, .action(machine.receive(malformed: error)))
       case .line(let range, let consumed):
-        (consumed, .action(machine.receive(line: UnsafeRawBufferPointer(rebasing: bytes[range]))))
+        (
+          consumed,
+          .action(
+            machine.receive(line: UnsafeRawBufferPointer(rebasing: bytes[range]), isFollowed: consumed < bytes.count))
+        )
       }
     }
   }
