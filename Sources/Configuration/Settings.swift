@@ -70,6 +70,8 @@ public struct GlobalSettings: Sendable {
   public var srsSecrets: [Secret] = []
   /// nil: ``defaultHostname``.
   public var srsDomain: String?
+  /// The account that the daemon becomes once its ports are bound, when root starts it.
+  public var user: String?
 
   public init() {}
 }

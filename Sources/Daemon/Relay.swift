@@ -63,9 +63,13 @@ public final class Relay: Sendable {
     var error: QueueError? { state.withLock { $0.error } }
   }
 
-  /// Binds the listeners, recovers the queue and makes all parts; nothing is accepted or sent yet.
-  public init(_ settings: Settings, time: any Timekeeper = SystemTime()) async throws(DaemonError) {
+  /// Recovers the queue and makes all parts; nothing is accepted or sent yet.
+  /// - Parameter listeners: what ``bind(_:)`` gave.
+  public init(
+    _ settings: Settings, listeners: [Listener], time: any Timekeeper = SystemTime()
+  ) async throws(DaemonError) {
     self.time = time
+    self.listeners = listeners
     started = time.wallClock
     do throws(LogError) { output = try LogOutput(settings.logDestination, level: settings.logLevel, time: time) } catch
     {
@@ -74,7 +78,6 @@ public final class Relay: Sendable {
     log = output.logger("relay")
     let router = Router(settings)
     let serverSettings = try ServerSettings(settings, router: router)
-    listeners = try Self.bind(settings)
 
     do throws(NetworkError) {
       var loops: [EventLoop] = []
@@ -143,7 +146,8 @@ public final class Relay: Sendable {
 
   private static let lockPatience = Duration.seconds(30)
 
-  private static func bind(_ settings: Settings) throws(DaemonError) -> [Listener] {
+  /// Binds the listeners, or takes those that systemd has bound. Makes no thread.
+  static func bind(_ settings: Settings) throws(DaemonError) -> [Listener] {
     let inherited = try SystemdNotifier.listeners()
     if !inherited.isEmpty { return inherited }
     var listeners: [Listener] = []
