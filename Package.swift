@@ -97,7 +97,7 @@ let package = Package(
     tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
     tests("CommandTests", ["CommandLineTools", "OAuth", "Daemon", "Spool", "Sandbox", "Network", "TestSupport"]),
     // The binary itself is what these start, so it has to be built first.
-    tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives", "TestSupport"]),
+    tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives", "SMTP", "TestSupport"]),
 
     // What the fuzzer tries, and the same properties for the inputs that were worth keeping.
     .target(

@@ -115,7 +115,9 @@ struct Loader {
   private mutating func read(_ path: String, as what: String) -> [INISection]? {
     findings.files.append(path)
     do throws(FileError) {
-      return INIReader.read(try files.read(path), path: path, findings: &findings)
+      var bytes = try files.read(path)
+      defer { bytes.wipe() }
+      return INIReader.read(bytes, path: path, findings: &findings)
     } catch {
       findings.error(.file(path, line: 0), "\(what) cannot be read: \(error)")
       return nil

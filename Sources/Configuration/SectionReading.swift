@@ -70,6 +70,7 @@ extension GlobalSettings {
     adminSocket = reader.path("admin_socket", default: defaults.adminSocket, &findings)
     metricsListen = reader.endpoints("metrics_listen", default: [], &findings)
     readSRS(&reader, files: files, &findings)
+    readUser(&reader, &findings)
     findCertificate(&reader, files, &findings)
     readSubmission(&reader, &findings)
     filters = FilterSettings(&reader, &findings)

@@ -77,6 +77,8 @@ public struct GlobalSettings: Sendable {
   public var authBanTime = Duration.seconds(900)
   /// Load balancers, DNS lists and mail filters between clients and the queue.
   public var filters = FilterSettings()
+  /// The account that the daemon becomes once its ports are bound, when root starts it.
+  public var user: String?
 
   public init() {}
 }

@@ -64,9 +64,13 @@ public final class Relay: Sendable {
     var error: QueueError? { state.withLock { $0.error } }
   }
 
-  /// Binds the listeners, recovers the queue and makes all parts; nothing is accepted or sent yet.
-  public init(_ settings: Settings, time: any Timekeeper = SystemTime()) async throws(DaemonError) {
+  /// Recovers the queue and makes all parts; nothing is accepted or sent yet.
+  /// - Parameter listeners: what ``RoleListener/all(_:)`` gave.
+  init(
+    _ settings: Settings, listeners: [RoleListener], time: any Timekeeper = SystemTime()
+  ) async throws(DaemonError) {
     self.time = time
+    self.listeners = listeners
     started = time.wallClock
     do throws(LogError) { output = try LogOutput(settings.logDestination, level: settings.logLevel, time: time) } catch
     {
@@ -78,7 +82,6 @@ public final class Relay: Sendable {
     var serverSettings = try ServerSettings(settings, router: router)
     serverSettings.readFilters(settings, log: log, time: time)
     DescriptorLimit.raise(for: settings, &serverSettings, log)
-    listeners = try RoleListener.all(settings)
 
     do throws(NetworkError) {
       var loops: [EventLoop] = []

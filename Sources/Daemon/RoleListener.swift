@@ -14,7 +14,7 @@ struct RoleListener: Sendable, CustomStringConvertible {
   /// `0.0.0.0:25`, `0.0.0.0:587 (submission)`.
   var description: String { role == .smtp ? "\(listener.endpoint)" : "\(listener.endpoint) (\(role))" }
 
-  /// All sockets. What systemd hands over for a role takes the place of the key of that role.
+  /// All sockets; makes no thread. What systemd hands over for a role takes the place of the key of that role.
   static func all(_ settings: Settings) throws(DaemonError) -> [RoleListener] {
     var listeners = try SystemdNotifier.listeners()
     let inherited = Set(listeners.map(\.role))

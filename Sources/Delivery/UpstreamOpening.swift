@@ -129,6 +129,7 @@ final class UpstreamOpening {
   private nonisolated(nonsending) func authenticate(
     _ stream: ByteStream, _ credential: Credential, _ password: String
   ) async throws(OpenFailure) {
+    defer { stream.wipeOutputBuffer() }
     let mechanism = credential.mechanism
     guard capabilities.authMechanisms.contains(mechanism.rawValue) else {
       let offered = capabilities.authMechanisms.sorted().joined(separator: " ")

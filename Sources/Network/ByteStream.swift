@@ -173,6 +173,17 @@ public final class ByteStream {
   /// Gives back the output buffer of a connection that idles.
   public func releaseOutputBuffer() { if output.isEmpty, output.capacity > Self.keptCapacity { output = [] } }
 
+  /// Overwrites what was sent, which held a password. Does nothing while some of it has not gone.
+  public func wipeOutputBuffer() {
+    guard output.isEmpty else { return }
+    output.append(contentsOf: repeatElement(0, count: output.capacity))
+    output.withUnsafeMutableBytes { bytes in
+      if let base = bytes.baseAddress { explicit_bzero(base, bytes.count) }
+    }
+    output.removeAll(keepingCapacity: true)
+    releaseOutputBuffer()
+  }
+
   private func transmit() throws(NetworkError) -> Int? {
     let count = output.count - outputStart
     if let ssl {

@@ -9,6 +9,8 @@ public enum Replies {
   public static let sendData = Reply(354, nil, "Send the message, end with <CRLF>.<CRLF>")
   public static let bareLineBreak = Reply(
     554, "5.6.0", "Message refused: it has a CR or LF that is not part of a CRLF (RFC 5321 2.3.8)")
+  /// Some servers drop NUL and then see an end of data where there was none (RFC 2045 2.7, 2.8).
+  public static let nulOctet = Reply(554, "5.6.0", "Message refused: it has a NUL octet")
   /// The refusal of a message that exceeds the limit in octets, whether announced or found out.
   public static func tooLarge(limit: Int) -> Reply {
     Reply(552, "5.3.4", "Message exceeds the limit of \(limit) octets")

@@ -219,7 +219,11 @@ actor Session {
         (consumed, consumed == 0 || meter.skip(consumed) ? .more : .action(.close(LineError.tooLong.reply)))
       case .malformed(let error, let consumed): (consumed, .action(machine.receive(malformed: error)))
       case .line(let range, let consumed):
-        (consumed, .action(machine.receive(line: UnsafeRawBufferPointer(rebasing: bytes[range]))))
+        (
+          consumed,
+          .action(
+            machine.receive(line: UnsafeRawBufferPointer(rebasing: bytes[range]), isFollowed: consumed < bytes.count))
+        )
       }
     }
   }

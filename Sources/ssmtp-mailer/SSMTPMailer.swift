@@ -27,6 +27,8 @@ struct SSMTPMailer: AsyncParsableCommand {
     do {
       if let call = SendmailCall(CommandLine.arguments) { return try await call.run() }
       var command = try parseAsRoot()
+      // Before anything is waited for, which would bring more threads.
+      if let serve = command as? ServeCommand { return try await serve.run(try serve.begin()) }
       if var command = command as? any AsyncParsableCommand {
         try await command.run()
       } else {

@@ -239,6 +239,15 @@ import Testing
     }
   }
 
+  /// Found by the fuzzer: a name of nothing but blanks was folded into a line that ends the header for some readers.
+  @Test func nameOfBlanksDoesNotBecomeAnEmptyLine() throws {
+    let mailbox = try Mailbox(parsing: "a@b.test")
+    let name = String(repeating: "\u{6}", count: 200) + " b"
+    #expect(HeaderText.named(name, mailbox, column: 6) == "b <a@b.test>")
+    let shown = AddressList.render([.init(mailbox: mailbox), .init(name: name, mailbox: mailbox)], column: 10)
+    #expect(shown == "a@b.test,\r\n b <a@b.test>")
+  }
+
   @Test func namesWithoutADomainAreCompletedOnRequestOnly() {
     let completed = AddressList(parsing: "root (Cron Daemon)".utf8, defaultDomain: "host.test")
     #expect(completed.members == [.init(name: "Cron Daemon", mailbox: try! Mailbox(parsing: "root@host.test"))])

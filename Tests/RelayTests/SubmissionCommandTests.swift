@@ -32,7 +32,7 @@ extension EndToEnd {
     // MARK: From and envelope
 
     @Test(.timeLimit(.minutes(2))) func repliesReachTheAuthorAndBouncesComeHome() async throws {
-      try await Bench.run(settings: ["srs_secret = 0123456789abcdef0123"], starts: false) { bench in
+      try await Bench.run(settings: ["srs_secret = hazel-copper-meadow-88"], starts: false) { bench in
         let file = "\(bench.folder)/etc/domains/dreamlikelabs.com.conf"
         try Files.write(Files.read(file) + "from_header = via\nenvelope_sender = srs\n", to: file)
         chmod(file, 0o600)

@@ -141,7 +141,7 @@ extension FuzzTarget {
     try expect(reference.end == wire.count, "what we send ends at \(reference.end ?? -1) of \(wire.count)")
     let isWhole = data.isEmpty || data.suffix(2).elementsEqual([0x0d, 0x0a])
     // Only content whose breaks are whole is ever sent; what has others must still not end early.
-    if !reference.isBare {
+    if !reference.isBare, data.last != 0x0d {
       try expect(reference.content == data + (isWhole ? [] : [0x0d, 0x0a]), "it arrives otherwise")
     }
   }

@@ -76,6 +76,14 @@ struct ReferenceSession {
     input = input[(feed + 1)...]
     hasEnded = answer.code == 221 || answer.code == 421
     let words = Self.words(line)
+    let verb = words?.first ?? ""
+    // Content that did not wait, and what a browser posts: the connection ends, and nothing of it is a command.
+    if verb == "DATA", answer.code != 354, !input.isEmpty { hasEnded = true }
+    if answer.code == 554,
+      ["GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE", "PRI"].contains(verb)
+    {
+      hasEnded = true
+    }
     switch words?.first {
     case "BDAT": try chunk(answer, Array(words ?? []))
     case "DATA" where answer.code == 354: try data()
@@ -110,6 +118,7 @@ struct ReferenceSession {
       return try expect(answer.code >= 400, "content was answered with \(answer.code)")
     }
     try expect(!reference.isBare, "a message with a bare line break was taken")
+    try expect(!reference.content.contains(0), "a message with a NUL was taken")
     contents.append(reference.content)
   }
 
@@ -146,6 +155,7 @@ struct ReferenceSession {
         : byte == 0x0a ? index == 0 || chunks[index - 1] != 0x0d : false
       try expect(!isBare, "a message with a bare line break was taken")
     }
+    try expect(!chunks.contains(0), "a message with a NUL was taken")
     contents.append(chunks)
     chunks = []
   }
