@@ -118,7 +118,7 @@ public final class LoginGuard: Sendable {
       let unit = address.clientBlock
       let maximum = limits.maximumFailures
       if var level = state.addresses[unit] {
-        if let end = level.bannedUntil, now < end { return .banned }
+        if !isTrusted, let end = level.bannedUntil, now < end { return .banned }
         level.sink(now, perHour: limits.forgottenPerHour)
         state.addresses[unit] = level
         if maximum > 0, !isTrusted, level.pending > 0, Int(level.value) + level.pending >= maximum {
@@ -213,13 +213,14 @@ public final class LoginGuard: Sendable {
     guard table.count >= tableLimit, table[key] == nil else { return }
     func isBanned(_ level: Level) -> Bool { level.bannedUntil.map { now < $0 } ?? false }
     table = table.filter { $1.pending > 0 || isBanned($1) || (now - $1.updated) < .seconds(3600) }
-    guard table.count >= tableLimit else { return }
-    // A quarter at once, so that a flood of addresses does not sort the table each time. Bans go last.
+    // A quarter is free then, so that a flood of addresses does not do this each time. Bans go last.
+    let surplus = table.count - tableLimit * 3 / 4
+    guard surplus > 0 else { return }
     let order = table.sorted { a, b in
       let (x, y) = (isBanned(a.value), isBanned(b.value))
       return x == y ? a.value.updated < b.value.updated : y
     }
-    for (key, _) in order.prefix(max(1, tableLimit / 4)) { table[key] = nil }
+    for (key, _) in order.prefix(surplus) { table[key] = nil }
   }
 
   // MARK: Shown to people

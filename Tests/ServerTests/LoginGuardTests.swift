@@ -27,6 +27,9 @@ import Testing
     #expect(fail(guardian, attacker, "user10", "x").isBan)
     #expect(guardian.isBanned(attacker) && !guardian.isBanned(IPAddress("192.0.2.2")!))
     #expect(guardian.begin(attacker, limits: limits, isTrusted: false) == .banned)
+    // Somebody has put it into trusted_networks meanwhile.
+    #expect(guardian.begin(attacker, limits: limits, isTrusted: true) == .go)
+    guardian.abandoned(attacker)
     #expect(guardian.bans == [.init(address: attacker, left: .seconds(900))])
     time.advance(by: .seconds(900))
     #expect(!guardian.isBanned(attacker))
