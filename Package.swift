@@ -1,12 +1,17 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-let strict: [SwiftSetting] = [
-  .swiftLanguageMode(.v6),
-  .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
-  .enableUpcomingFeature("ExistentialAny"),
-  .treatAllWarnings(as: .error),
-]
+/// `scripts/fuzz` builds everything with the instruments of libFuzzer, in a build folder of its own.
+let isFuzzed = Context.environment["SSMTP_MAILER_FUZZ"] != nil
+let instruments = ["-sanitize=fuzzer,address", "-parse-as-library"]
+
+let strict: [SwiftSetting] =
+  [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    .enableUpcomingFeature("ExistentialAny"),
+    .treatAllWarnings(as: .error),
+  ] + (isFuzzed ? [.unsafeFlags(instruments)] : [])
 
 /// A target of our own, with the settings that every one of them shares.
 func room(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
@@ -34,18 +39,24 @@ let package = Package(
     .systemLibrary(name: "CSystemd", pkgConfig: "libsystemd", providers: [.apt(["libsystemd-dev"])]),
     .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
     .systemLibrary(name: "CLinux"),
+    .systemLibrary(name: "CCrypt", providers: [.apt(["libcrypt-dev"])]),
     .target(name: "CChecksum"),
 
     room("Primitives"),
+    room("Passwords", ["Primitives", "CCrypt"]),
     room("SMTP", ["Primitives", "CChecksum"]),
     room("Message", ["Primitives", "SMTP"]),
     room("OAuth", ["Primitives", "CCurl", "COpenSSL"]),
-    room("Configuration", ["Primitives", "SMTP", "OAuth"]),
-    room("Routing", ["Primitives", "SMTP", "Configuration", "COpenSSL"]),
+    room("Configuration", ["Primitives", "SMTP", "OAuth", "Passwords"]),
+    room("Routing", ["Primitives", "SMTP", "Passwords", "Configuration", "COpenSSL"]),
     room("Network", ["Primitives", "COpenSSL", "CLinux", collections]),
     room("Spool", ["Primitives", "CChecksum", "CLinux", collections]),
     room("Filters", ["Primitives", "SMTP", "Message", "Network", logging]),
-    room("Server", ["Primitives", "SMTP", "Message", "Routing", "Network", "Spool", "Filters", collections, logging]),
+    room(
+      "Server",
+      [
+        "Primitives", "Passwords", "SMTP", "Message", "Routing", "Network", "Spool", "Filters", collections, logging,
+      ]),
     room("Delivery", ["Primitives", "SMTP", "Message", "OAuth", "Network", "Spool", collections, logging]),
     room("Telemetry", ["Primitives", "CSystemd", logging]),
     room("Sandbox", ["Primitives", "SMTP", "Network", "COpenSSL"]),
@@ -55,12 +66,12 @@ let package = Package(
         "Primitives", "SMTP", "Message", "OAuth", "Configuration", "Routing", "Network", "Spool", "Filters", "Server",
         "Delivery", "Telemetry", "CSystemd", "CLinux", logging,
       ]),
-    room("CommandLineTools", ["Primitives", "SMTP", "OAuth", "Network", "Delivery", "CCurl"]),
+    room("CommandLineTools", ["Primitives", "Passwords", "SMTP", "OAuth", "Network", "Delivery", "CCurl"]),
     .executableTarget(
       name: "ssmtp-mailer",
       dependencies: [
         "Primitives", "SMTP", "Message", "OAuth", "Configuration", "Routing", "Network", "Delivery", "Spool", "Daemon",
-        "Sandbox", "Telemetry", "CommandLineTools", "CChecksum", "CLinux", arguments,
+        "Sandbox", "Telemetry", "CommandLineTools", "Passwords", "CChecksum", "CLinux", arguments,
       ],
       swiftSettings: strict),
 
@@ -68,21 +79,40 @@ let package = Package(
       name: "TestSupport", dependencies: ["Primitives", "OAuth", "Spool", "Sandbox", "Network", logging],
       path: "Tests/TestSupport", swiftSettings: strict),
     tests("PrimitivesTests", ["Primitives"]),
+    tests("PasswordsTests", ["Passwords"]),
     tests("SMTPTests", ["SMTP", "CChecksum"]),
     tests("MessageTests", ["Message"]),
     tests("OAuthTests", ["OAuth", "Primitives", "COpenSSL", "TestSupport"]),
-    tests("ConfigurationTests", ["Configuration", "OAuth"]),
-    tests("RoutingTests", ["Routing", "Configuration"]),
+    tests("ConfigurationTests", ["Configuration", "OAuth", "Passwords"]),
+    tests("RoutingTests", ["Routing", "Configuration", "Passwords"]),
     tests("NetworkTests", ["Network", "Sandbox", "TestSupport"]),
     tests("SandboxTests", ["Sandbox"]),
     tests("SpoolTests", ["Spool"]),
     tests("SimulationTests", ["Spool", "Delivery", "Network", "SMTP", "Primitives", logging]),
     tests("FilterTests", ["Filters", "TestSupport", logging]),
-    tests("ServerTests", ["Server", "Routing", "Configuration", "Network", "Sandbox", "Filters", "TestSupport"]),
+    tests(
+      "ServerTests",
+      ["Server", "Passwords", "Routing", "Configuration", "Network", "Sandbox", "Filters", "TestSupport"]),
     tests("DeliveryTests", ["Delivery", "OAuth", "Sandbox", "TestSupport"]),
     tests("TelemetryTests", ["Telemetry", "Primitives", logging]),
     tests("CommandTests", ["CommandLineTools", "OAuth", "Daemon", "Spool", "Sandbox", "Network", "TestSupport"]),
     // The binary itself is what these start, so it has to be built first.
-    tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives", "TestSupport"]),
+    tests("RelayTests", ["ssmtp-mailer", "Sandbox", "Network", "Primitives", "SMTP", "TestSupport"]),
+
+    // What the fuzzer tries, and the same properties for the inputs that were worth keeping.
+    .target(
+      name: "FuzzTargets",
+      dependencies: [
+        "Primitives", "SMTP", "Message", "OAuth", "Configuration", "Routing", "Network", "Spool", "Server",
+        "TestSupport", "CChecksum", logging,
+      ],
+      path: "Tests/Fuzz/Targets", swiftSettings: strict),
+    tests("FuzzTests", ["FuzzTargets"]),
   ]
+    + (isFuzzed
+      ? [
+        .executableTarget(
+          name: "fuzz", dependencies: ["FuzzTargets", "CLinux"], path: "Tests/Fuzz/Engine", swiftSettings: strict,
+          linkerSettings: [.unsafeFlags(instruments)])
+      ] : [])
 )

@@ -50,6 +50,8 @@ class Relay:
         text = text.replace("enable_rate_limiting = true", "enable_rate_limiting = false")
         text += f"\nlisten = 127.0.0.1:{self.port}\nqueue_dir = {self.folder}/queue\n"
         text += f"admin_socket = {self.folder}/admin.sock\nmax_client_connections_per_ip = 500\n"
+        if os.geteuid() == 0:
+            text += "user = root\n"
         text += "".join(line + "\n" for line in settings)
         open(main, "w").write(text)
         domain = f"{etc}/domains/dreamlikelabs.com.conf"

@@ -18,7 +18,7 @@ need() {
 
 need_to_build() {
   command -v swift >/dev/null || { echo "Swift 6.2 or newer is needed: see https://www.swift.org/install" >&2; exit 69; }
-  need libssl-dev libsystemd-dev libcurl4-openssl-dev pkg-config
+  need libssl-dev libsystemd-dev libcurl4-openssl-dev libcrypt-dev pkg-config
 }
 
 # free_port FIRST: a port on 127.0.0.1 at which nobody listens.

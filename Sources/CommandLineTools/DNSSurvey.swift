@@ -49,8 +49,9 @@ public struct DNSEvidence: Sendable {
 /// Asks what a plan needs, and judges.
 public struct DNSSurvey: Sendable {
   private let source: any DNSSource
-  /// A chain of SPF records is as long as the rounds it needs; what is longer is in error anyway.
-  private static let roundLimit = 24
+  /// A chain of SPF records is as long as the rounds it needs; the judgement gives it up at thirty, and a few more come
+  /// before it.
+  private static let roundLimit = 48
 
   public init(_ source: any DNSSource) { self.source = source }
 

@@ -1,5 +1,6 @@
 // Handing a message to the running daemon, as any mail program would: over SMTP.
 
+import Delivery
 import Network
 import Primitives
 import SMTP
@@ -81,11 +82,11 @@ public struct Submission: Sendable {
       throw CommandFailure(.refused, "the server cannot take the message: \(obstacle)")
     }
     var report = Report()
-    var start = 0
+    var open = recipients[...]
     var mustReset = false
-    while start < recipients.count {
-      let part = Array(recipients[start..<min(start + Self.recipientsPerTransaction, recipients.count)])
-      start += part.count
+    while !open.isEmpty {
+      let part = Array(open.prefix(Self.recipientsPerTransaction))
+      open = open.dropFirst(part.count)
       if mustReset { try Self.check(await connection.exchange("RSET", within: timeout)) }
       let transaction = ClientTransaction(
         reversePath: reversePath, recipients: part, size: content.count, is8Bit: content.contains { $0 >= 0x80 },
@@ -94,20 +95,29 @@ public struct Submission: Sendable {
       do { outcome = try await connection.send(content, through: transaction, within: timeout) } catch {
         // What other transactions have achieved must be told all the same.
         let lost = Reply(451, "4.4.2", "The connection failed (\(error)): it is not known whether this was queued")
-        for recipient in recipients[(start - part.count)...] {
+        for recipient in part + open {
           report.results.append(Result(recipient: recipient, reply: lost, isAccepted: false))
         }
         break
       }
       mustReset = outcome.needsReset
+      let isQueued = outcome.recipients.contains(where: \.isAccepted)
+      var rest: [String] = []
       for (recipient, fate) in zip(part, outcome.recipients) {
+        // Too many for this server at once (RFC 5321 4.5.3.1.10). Nobody else must get the message again for them.
+        if isQueued, case .refused(let reply, .rcpt) = fate, ReplyMeaning(of: reply, at: .recipient) == .nextTransaction
+        {
+          rest.append(recipient)
+          continue
+        }
         report.results.append(Result(recipient: recipient, reply: fate.reply, isAccepted: fate.isAccepted))
       }
       if let accepted = outcome.recipients.first(where: \.isAccepted) {
         report.queueIDs.append(Self.queueID(in: accepted.reply))
       }
+      open = rest + open
       if outcome.mustClose {
-        for recipient in recipients[start...] {
+        for recipient in open {
           report.results.append(
             Result(recipient: recipient, reply: ClientTransaction.connectionLost, isAccepted: false))
         }

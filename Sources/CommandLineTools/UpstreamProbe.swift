@@ -349,7 +349,9 @@ public struct UpstreamProbe: Sendable {
         ("AUTH LOGIN", false), (SASL.login(login.username), false), (SASL.login(login.secret), true),
       ] {
         let reply = try await exchange(connection, text)
-        guard isLast ? reply.isPositive : reply.isIntermediate else { throw Self.failure(of: reply, .authentication) }
+        guard isLast ? reply.isPositive : reply.isIntermediate else {
+          throw Self.failure(of: reply, .authentication, hiding: [login.secret, text])
+        }
       }
       return
     case .plain: initial = SASL.plain(username: login.username, password: login.secret)
@@ -361,7 +363,7 @@ public struct UpstreamProbe: Sendable {
     var reply = try await exchange(connection, "AUTH \(mechanism.rawValue) \(initial)")
     // The challenge explains an error; the verdict comes after an answer to it.
     if reply.isIntermediate { reply = try await exchange(connection, mechanism == .oauthBearer ? "AQ==" : "") }
-    guard reply.isPositive else { throw Self.failure(of: reply, .authentication) }
+    guard reply.isPositive else { throw Self.failure(of: reply, .authentication, hiding: [login.secret, initial]) }
   }
 
   private func expect(
@@ -383,10 +385,15 @@ public struct UpstreamProbe: Sendable {
     }
   }
 
-  private static func failure(of reply: Reply, _ stage: Stage) -> Failure {
+  /// - Parameter secrets: servers exist that repeat what they refuse, and a report gets pasted into tickets.
+  private static func failure(of reply: Reply, _ stage: Stage, hiding secrets: [String] = []) -> Failure {
+    let repeats = secrets.contains { secret in
+      !secret.isEmpty && reply.lines.contains { $0.lowercased().contains(secret.lowercased()) }
+    }
+    let shown = repeats ? "\(reply.code) (the text repeats the credentials and is not shown)" : "\(reply)"
     guard case .accountHeld(let fault) = ReplyMeaning(of: reply, at: stage) else {
       return Failure(
-        detail: "\(reply)", advice: "wait and try again", isTemporary: reply.isTransient || reply.code == 421)
+        detail: shown, advice: "wait and try again", isTemporary: reply.isTransient || reply.code == 421)
     }
     let isTemporary =
       switch fault {
@@ -394,6 +401,6 @@ public struct UpstreamProbe: Sendable {
       case .badCredentials, .loginRefused, .relayDenied, .insecure, .certificate, .tokenRevoked, .tokenRefused:
         reply.isTransient
       }
-    return Failure(detail: "\(reply)", advice: fault.advice, isTemporary: isTemporary)
+    return Failure(detail: shown, advice: fault.advice, isTemporary: isTemporary)
   }
 }

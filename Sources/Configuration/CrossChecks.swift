@@ -30,6 +30,7 @@ struct CrossChecks {
     for (user, reader) in users {
       if let domain = user.domain { checkExists(domain, "domain", reader, settings, &findings) }
     }
+    checkLogins(settings, &findings)
     checkPatternsDiffer(users.map { ($0.settings.address, $0.settings.enabled, $0.reader, nil) }, &findings)
     checkPatternsDiffer(
       mappings.map { ($0.settings.from, $0.settings.enabled, $0.reader, "from_pattern") }, &findings)

@@ -54,13 +54,24 @@ struct Findings {
   /// The files in the order they were read, which is the order of the report.
   var files: [String] = []
 
+  /// A message quotes what stands in the files: a control character there would reach a terminal or break a log line.
+  private static func visible(_ text: String) -> String {
+    var out = ""
+    for scalar in text.unicodeScalars {
+      let isHidden =
+        scalar.value < 0x20 || (0x7f...0x9f).contains(scalar.value) || scalar.value == 0x2028 || scalar.value == 0x2029
+      if isHidden { out += scalar.escaped(asASCII: true) } else { out.unicodeScalars.append(scalar) }
+    }
+    return out
+  }
+
   mutating func error(_ origin: Origin, _ message: String) {
-    let diagnostic = Diagnostic(.error, origin, message)
+    let diagnostic = Diagnostic(.error, origin, Self.visible(message))
     if !errors.contains(diagnostic) { errors.append(diagnostic) }
   }
 
   mutating func warning(_ origin: Origin, _ message: String) {
-    let diagnostic = Diagnostic(.warning, origin, message)
+    let diagnostic = Diagnostic(.warning, origin, Self.visible(message))
     if !warnings.contains(diagnostic) { warnings.append(diagnostic) }
   }
 

@@ -123,6 +123,8 @@ public struct POSIXFiles: FileSource {
   private static func drain(_ descriptor: CInt, limit: Int, deadline: Int?) throws(FileError) -> [UInt8] {
     var bytes: [UInt8] = []
     var buffer = [UInt8](repeating: 0, count: 16384)
+    // It may be a password that goes through here.
+    defer { buffer.wipe() }
     while true {
       if let deadline {
         var wait = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)

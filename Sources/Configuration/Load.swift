@@ -72,7 +72,7 @@ struct Loader {
     for section in domains { readDomain(section, &settings, &checks) }
     for section in users {
       var reader = makeReader(section)
-      if let user = UserSettings(&reader, &findings) {
+      if let user = UserSettings(&reader, files: files, &findings) {
         settings.users.append(user)
         checks.users.append((user, reader))
       }
@@ -115,7 +115,9 @@ struct Loader {
   private mutating func read(_ path: String, as what: String) -> [INISection]? {
     findings.files.append(path)
     do throws(FileError) {
-      return INIReader.read(try files.read(path), path: path, findings: &findings)
+      var bytes = try files.read(path)
+      defer { bytes.wipe() }
+      return INIReader.read(bytes, path: path, findings: &findings)
     } catch {
       findings.error(.file(path, line: 0), "\(what) cannot be read: \(error)")
       return nil
@@ -199,6 +201,7 @@ extension DomainSettings {
     let isOurs =
       host == "localhost" || IPAddress(host)?.isLoopback == true || host == global.defaultHostname.lowercased()
     guard isOurs else { return false }
-    return name.lowercased() == global.defaultHostname.lowercased() || global.listen.contains { $0.port == port }
+    return name.lowercased() == global.defaultHostname.lowercased()
+      || (global.listen + global.listenSubmission + global.listenSMTPS).contains { $0.port == port }
   }
 }

@@ -75,16 +75,19 @@ struct PasswordReader {
     _ place: Origin, _ what: String, noun: String = "password", _ findings: inout Findings,
     _ body: () throws(FileError) -> [UInt8]
   ) -> Secret? {
-    let bytes: [UInt8]
+    var bytes: [UInt8]
     do throws(FileError) {
       bytes = try body()
     } catch {
       findings.error(place, "\(what) cannot be read: \(error)")
       return nil
     }
-    var line = bytes.prefix { $0 != UInt8(ascii: "\n") }
-    if line.last == UInt8(ascii: "\r") { line = line.dropLast() }
-    guard let text = String(validating: line, as: UTF8.self), !text.isEmpty, !line.contains(0) else {
+    defer { bytes.wipe() }
+    var end = bytes.firstIndex(of: UInt8(ascii: "\n")) ?? bytes.endIndex
+    if end > 0, bytes[end - 1] == UInt8(ascii: "\r") { end -= 1 }
+    // No slice is kept: two owners would make wiping a copy.
+    let text = String(validating: bytes[..<end], as: UTF8.self)
+    guard let text, !text.isEmpty, !text.utf8.contains(0) else {
       findings.error(place, "\(what) gives no \(noun)")
       return nil
     }

@@ -19,6 +19,20 @@ extension Settings {
     return (place("admin_socket", defaults.adminSocket), place("queue_dir", defaults.queueDir))
   }
 
+  /// The folder of the users' files, as the main file has it, whatever else is wrong: a password must be settable when
+  /// the one that is there is what is wrong.
+  public static func usersFolder(
+    path: String, overrides: [(key: String, value: String)] = [], files: any FileSource = POSIXFiles()
+  ) -> String {
+    let values = globals(path, files)
+    func value(_ key: String) -> String? {
+      let override = overrides.last { $0.key.lowercased() == "global.\(key)" }?.value
+      return override ?? values[key].map { $0.isEmpty ? $0 : resolve($0, in: folder(of: path)) }
+    }
+    func set(_ key: String) -> String? { value(key).flatMap { $0.isEmpty ? nil : $0 } }
+    return set("users_dir") ?? resolve("users", in: set("config_dir") ?? folder(of: path))
+  }
+
   /// Where a program of this machine hands in mail, and the name it completes addresses with, for users who may not
   /// read the rest of the configuration. Never complains; nil is what the file does not say, or not to this user.
   public static func submissionPlace(

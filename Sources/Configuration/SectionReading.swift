@@ -70,13 +70,11 @@ extension GlobalSettings {
     adminSocket = reader.path("admin_socket", default: defaults.adminSocket, &findings)
     metricsListen = reader.endpoints("metrics_listen", default: [], &findings)
     readSRS(&reader, files: files, &findings)
+    readUser(&reader, &findings)
     findCertificate(&reader, files, &findings)
+    readSubmission(&reader, &findings)
     filters = FilterSettings(&reader, &findings)
-    let unbuilt = [
-      ("listen_submission", !listenSubmission.isEmpty), ("listen_smtps", !listenSMTPS.isEmpty),
-      ("client_rate_limit_per_minute", clientRateLimitPerMinute > 0),
-    ]
-    reader.warnUnbuilt(unbuilt, &findings)
+    readClientLimits(&reader, &findings)
     reader.finish(&findings)
   }
 
@@ -161,7 +159,7 @@ extension DomainSettings {
 }
 
 extension UserSettings {
-  init?(_ reader: inout SectionReader, _ findings: inout Findings) {
+  init?(_ reader: inout SectionReader, files: any FileSource, _ findings: inout Findings) {
     let label = reader.section.label ?? ""
     let isTemplate = reader.boolean("template_address", default: false, &findings)
     do throws(AddressPattern.Fault) {
@@ -184,17 +182,7 @@ extension UserSettings {
     allowedDomains = reader.list(
       "allowed_domains", default: [], wanted: "domain names", show: \.self, &findings
     ) { ValueReader.isHostname($0) ? $0.lowercased() : nil }
-    passwordHash = reader.secret("password_hash")
-    reader.warnUnbuilt([("password_hash", passwordHash != nil)], &findings)
+    readLogin(&reader, files: files, &findings)
     reader.finish(&findings)
-  }
-}
-
-extension SectionReader {
-  /// Says of each key whose flag is true that it does nothing yet.
-  func warnUnbuilt(_ keys: [(key: String, isUsed: Bool)], _ findings: inout Findings) {
-    for (key, isUsed) in keys where isUsed {
-      findings.warning(place(key), "\(key) has no effect in this version")
-    }
   }
 }

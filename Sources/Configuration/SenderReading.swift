@@ -71,10 +71,11 @@ extension GlobalSettings {
     if let mode = files.mode(file), mode & 0o004 != 0 {
       return findings.error(place, "srs_secret_file \(quoted(file)) can be read by everyone; run: chmod 640 \(file)")
     }
-    let bytes: [UInt8]
+    var bytes: [UInt8]
     do throws(FileError) { bytes = try files.read(file) } catch {
       return findings.error(place, "srs_secret_file \(quoted(file)) cannot be read: \(error)")
     }
+    defer { bytes.wipe() }
     let lines = String(decoding: bytes, as: UTF8.self).split(whereSeparator: \.isNewline).map {
       String($0.trimmingPrefix { $0 == " " || $0 == "\t" })
     }.filter { !$0.isEmpty && !$0.hasPrefix("#") }

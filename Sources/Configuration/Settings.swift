@@ -1,6 +1,7 @@
 // The configuration as typed values: what every other room reads.
 
 import OAuth
+import Passwords
 import Primitives
 
 /// The whole configuration, checked.
@@ -53,6 +54,7 @@ public struct GlobalSettings: Sendable {
   /// Messages per client address; 0 does not limit.
   public var clientRateLimitPerMinute = 0
   public var clientTimeout = Duration.seconds(300)
+  public var clientLimits = ClientLimitSettings()
   /// A PEM file; nil offers no STARTTLS. Set together with ``tlsKey``.
   public var tlsCertificate: String?
   public var tlsKey: String?
@@ -70,8 +72,13 @@ public struct GlobalSettings: Sendable {
   public var srsSecrets: [Secret] = []
   /// nil: ``defaultHostname``.
   public var srsDomain: String?
+  /// Failed logins of one address until it is banned; 0 never bans.
+  public var authMaxFailures = 10
+  public var authBanTime = Duration.seconds(900)
   /// Load balancers, DNS lists and mail filters between clients and the queue.
   public var filters = FilterSettings()
+  /// The account that the daemon becomes once its ports are bound, when root starts it.
+  public var user: String?
 
   public init() {}
 }
@@ -129,7 +136,10 @@ public struct UserSettings: Sendable {
   public var templateAddress = false
   /// Recipient domains, lowercased; empty allows all.
   public var allowedDomains: [String] = []
-  public var passwordHash: Secret?
+  /// nil: nobody can log in as this user.
+  public var passwordHash: PasswordHash?
+  /// Further addresses, and patterns, that the user may send from once logged in.
+  public var sendAs: [AddressPattern] = []
 
   public init(address: AddressPattern) { self.address = address }
 }

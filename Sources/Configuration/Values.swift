@@ -2,18 +2,6 @@
 
 import Primitives
 
-/// A password or token. It prints as `<redacted>`; only ``reveal()`` gives it away.
-public struct Secret: Sendable, Equatable, CustomStringConvertible, CustomDebugStringConvertible, CustomReflectable {
-  private let text: String
-  public init(_ text: String) { self.text = text }
-
-  /// The secret itself, for AUTH and nothing else.
-  public func reveal() -> String { text }
-  public var description: String { "<redacted>" }
-  public var debugDescription: String { description }
-  public var customMirror: Mirror { Mirror(self, children: [:]) }
-}
-
 /// Where the log goes.
 public enum LogFile: Sendable, Hashable, CustomStringConvertible {
   case journal

@@ -121,10 +121,18 @@ public struct StatusReport: Codable, Sendable, Equatable {
   public var accepted: Int
   public var refused: Int
   public var accounts: [Account]
+  /// What each of ``listeners`` is for: `smtp`, `submission`, `smtps`.
+  public var listenerRoles: [String]?
+  public var logins: LoginReport?
   public var milters: [MilterReport] = []
   public var dnsLists: [DNSListReport] = []
   /// Recipients refused because the client is on one of them.
   public var refusedByLists = 0
+  /// The certificate that clients are shown; nil without one.
+  public var certificate: Certificate?
+  /// How often clients have reached each limit, by the names of docs/limits.md.
+  public var limits: [String: Int] = [:]
+  public var tlsHandshakes = Handshakes()
 }
 
 /// A message in a list.

@@ -52,6 +52,8 @@ extension StatusReport {
     m.add("sessions_refused_total", .counter, "Clients that were turned away.", sessionsRefused)
     m.add("messages_accepted_total", .counter, "Messages that were accepted.", accepted)
     m.add("messages_refused_total", .counter, "Messages that were refused after their content.", refused)
+    if let logins { logins.add(to: &m) }
+    addDoor(to: &m)
     func each(_ name: String, _ kind: MetricsText.Kind, _ help: String, _ value: (Account) -> Int?) {
       m.add(
         name, kind, help,

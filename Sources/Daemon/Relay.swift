@@ -28,10 +28,11 @@ public final class Relay: Sendable {
   private let spool: Spool
   private let delivery: Delivery
   private let server: SMTPServer
-  private let listeners: [Listener]
+  private let listeners: [RoleListener]
   private let failure: Failure
   private let started: Timestamp
   private let census: QueueCensus
+  private let certificate: CertificateWatch
 
   private struct State {
     var settings: Settings
@@ -63,9 +64,13 @@ public final class Relay: Sendable {
     var error: QueueError? { state.withLock { $0.error } }
   }
 
-  /// Binds the listeners, recovers the queue and makes all parts; nothing is accepted or sent yet.
-  public init(_ settings: Settings, time: any Timekeeper = SystemTime()) async throws(DaemonError) {
+  /// Recovers the queue and makes all parts; nothing is accepted or sent yet.
+  /// - Parameter listeners: what ``RoleListener/all(_:)`` gave.
+  init(
+    _ settings: Settings, listeners: [RoleListener], time: any Timekeeper = SystemTime()
+  ) async throws(DaemonError) {
     self.time = time
+    self.listeners = listeners
     started = time.wallClock
     do throws(LogError) { output = try LogOutput(settings.logDestination, level: settings.logLevel, time: time) } catch
     {
@@ -73,9 +78,10 @@ public final class Relay: Sendable {
     }
     log = output.logger("relay")
     let router = Router(settings)
+    let fingerprint = CertificateFiles(settings.global)?.fingerprint()
     var serverSettings = try ServerSettings(settings, router: router)
     serverSettings.readFilters(settings, log: log, time: time)
-    listeners = try Self.bind(settings)
+    DescriptorLimit.raise(for: settings, &serverSettings, log)
 
     do throws(NetworkError) {
       var loops: [EventLoop] = []
@@ -108,6 +114,8 @@ public final class Relay: Sendable {
     server = SMTPServer(
       store: spool, loops: loops, time: time, settings: serverSettings, log: log,
       hand: { delivery.submit($0, $1, $2) })
+    certificate = CertificateWatch(time: time, log: log) { [server] in server.show($0) }
+    certificate.follow(CertificateFiles(settings.global), fingerprint, serverSettings.tls)
     state = Mutex(State(settings: settings))
     setRouter = { router in routes.withLock { $0 = router } }
   }
@@ -144,31 +152,6 @@ public final class Relay: Sendable {
 
   private static let lockPatience = Duration.seconds(30)
 
-  private static func bind(_ settings: Settings) throws(DaemonError) -> [Listener] {
-    let inherited = try SystemdNotifier.listeners()
-    if !inherited.isEmpty { return inherited }
-    var listeners: [Listener] = []
-    for endpoint in settings.global.listen {
-      do throws(NetworkError) {
-        let listener = try Listener(bindingTo: endpoint)
-        listeners.append(listener)
-      } catch {
-        // A machine without IPv6 can still serve the default `0.0.0.0:25, [::]:25`.
-        if case .system(_, EAFNOSUPPORT) = error, !endpoint.address.isIPv4 { continue }
-        for listener in listeners { listener.close() }
-        let hint: String =
-          switch error {
-          case .system(_, EACCES): ": a port below 1024 needs CAP_NET_BIND_SERVICE, which the systemd unit gives"
-          case .system(_, EADDRINUSE): ": stop whoever has the port (`ss -ltnp` names it), or change `listen`"
-          default: ""
-          }
-        throw DaemonError("\(error)\(hint)", exitStatus: 71)
-      }
-    }
-    guard !listeners.isEmpty else { throw DaemonError("there is nothing to listen on: set `listen`", exitStatus: 78) }
-    return listeners
-  }
-
   // MARK: Life
 
   /// Hands the recovered queue to its accounts and opens the door.
@@ -186,8 +169,9 @@ public final class Relay: Sendable {
     }
     startAdmin(settings.global.adminSocket)
     startMetrics(settings.global.metricsListen)
-    for listener in listeners { server.listen(on: listener) }
-    let endpoints = listeners.map(\.endpoint.description).joined(separator: ", ")
+    certificate.start()
+    for listener in listeners { server.listen(on: listener.listener, role: listener.role) }
+    let endpoints = listeners.map(\.description).joined(separator: ", ")
     log.notice("ssmtp-mailer \(relayVersion) is ready on \(endpoints), \(recovered) messages in the queue")
   }
 
@@ -223,16 +207,21 @@ public final class Relay: Sendable {
   public func reload(_ settings: Settings) async throws(DaemonError) {
     let old = state.withLock { $0.settings }
     let router = Router(settings)
+    let fingerprint = CertificateFiles(settings.global)?.fingerprint()
     var serverSettings = try ServerSettings(settings, router: router)
     serverSettings.readFilters(settings, log: log, time: time)
+    DescriptorLimit.raise(for: settings, &serverSettings, log)
     do throws(LogError) { try output.reopen(settings.logDestination) } catch { throw DaemonError(error.description) }
     output.level = settings.logLevel
     state.withLock { $0.settings = settings }
     setRouter(router)
     server.configure(serverSettings)
+    certificate.follow(CertificateFiles(settings.global), fingerprint, serverSettings.tls)
     await delivery.configure(UpstreamSettings.all(settings, log), DeliverySettings(settings))
     for (key, changed) in [
       ("listen", old.global.listen != settings.global.listen),
+      ("listen_submission", old.global.listenSubmission != settings.global.listenSubmission),
+      ("listen_smtps", old.global.listenSMTPS != settings.global.listenSMTPS),
       ("queue_dir", old.global.queueDir != settings.global.queueDir),
       ("admin_socket", old.global.adminSocket != settings.global.adminSocket),
       ("metrics_listen", old.global.metricsListen != settings.global.metricsListen),
@@ -255,6 +244,7 @@ public final class Relay: Sendable {
   public func stop(within grace: Duration = .seconds(30)) async {
     state.withLock { $0.isStopping = true }
     log.notice("stopping")
+    certificate.stop()
     async let clients: Void = server.stop(within: grace)
     async let upstreams: Void = delivery.stop(within: grace)
     _ = await (clients, upstreams)
@@ -293,14 +283,17 @@ public final class Relay: Sendable {
       version: relayVersion, pid: Int(getpid()), startedAt: ISOTime.format(started),
       uptimeSeconds: Int((now - started).components.seconds),
       state: failure.error != nil ? "failed" : isStopping ? "stopping" : "ready",
-      hostname: settings.global.defaultHostname, listeners: listeners.map(\.endpoint.description),
+      hostname: settings.global.defaultHostname, listeners: listeners.map(\.listener.endpoint.description),
       queueMessages: queue.messages, queueBytes: queue.liveBytes, queueDiskBytes: queue.diskBytes,
       queueFreeBytes: queue.freeBytes, queueIsShortOfSpace: queue.isShortOfSpace,
       queueNeedsFreeBytes: queue.isShortOfSpace ? spaceToResume(settings) : nil, queueHeld: held, queueDead: dead,
       sessions: counters.openSessions, sessionsTotal: counters.connections,
       sessionsRefused: counters.refusedConnections, accepted: counters.accepted, refused: counters.refused,
       accounts: await delivery.snapshots().map(StatusReport.Account.init))
+    report.listenerRoles = listeners.map(\.role.rawValue)
+    report.logins = LoginReport(server.guardian, now: now)
     await report.addFilters(server.settings, counters)
+    report.addDoor(counters, certificate.certificate)
     return report
   }
 }

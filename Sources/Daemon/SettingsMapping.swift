@@ -38,8 +38,8 @@ extension ServerSettings {
   init(_ settings: Settings, router: Router) throws(DaemonError) {
     let global = settings.global
     var tls: TLSContext?
-    if let certificate = global.tlsCertificate, let key = global.tlsKey {
-      do throws(NetworkError) { tls = try TLSContext.server(certificateFile: certificate, keyFile: key) } catch {
+    if let files = CertificateFiles(global) {
+      do throws(NetworkError) { tls = try files.load() } catch {
         throw DaemonError("\(error)", exitStatus: 78)
       }
     }
@@ -48,6 +48,8 @@ extension ServerSettings {
       maximumRecipients: global.maxRecipients, maximumConnections: global.maxClientConnections,
       maximumConnectionsPerAddress: global.maxClientConnectionsPerIP, clientTimeout: global.clientTimeout,
       router: router, tls: tls)
+    loginLimits = LoginLimits(maximumFailures: global.authMaxFailures, banTime: global.authBanTime)
+    limits = ServerLimits(global)
   }
 }
 

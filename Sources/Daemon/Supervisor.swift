@@ -18,23 +18,51 @@ public struct Supervisor: Sendable {
 
   private enum Event: Sendable { case reload, stop, queueFailed, tick }
 
+  /// What is done before there is a second thread: see ``begin()``.
+  public struct Beginning: Sendable {
+    fileprivate var settings: Settings
+    fileprivate var warnings: [Diagnostic]
+    fileprivate var listeners: [RoleListener]
+  }
+
+  /// Reads the configuration, binds the ports, and gives up every right that only this needs. To be called on the first
+  /// thread of the process, before it has started another: see ``Privileges``.
+  /// - Throws: ConfigurationError or ``DaemonError``.
+  public func begin() throws -> Beginning {
+    Privileges.hideMemory()
+    var (settings, warnings) = try load()
+    let plan = try Privileges.plan(settings.global)
+    let listeners = try RoleListener.all(settings)
+    if case .become(let account) = plan { try Privileges.prepare(settings.global, for: account) }
+    try Privileges.settle(plan)
+    if case .become(let account) = plan {
+      // As a reload will: what only root can read is found out now, not then.
+      do throws(ConfigurationError) { (settings, warnings) = try load() } catch {
+        throw ConfigurationError(
+          diagnostics: error.diagnostics.map {
+            Diagnostic($0.severity, $0.origin, "\($0.message) (as user \(account.name), which the daemon runs as)")
+          }, warnings: error.warnings)
+      }
+    }
+    return Beginning(settings: settings, warnings: warnings, listeners: listeners)
+  }
+
   /// Serves until SIGTERM or SIGINT.
   /// - Returns: the exit status: 0, or 75 when the queue has failed and a restart has to recover it.
-  public func run() async throws -> Int32 {
+  public func run(_ beginning: Beginning) async throws -> Int32 {
     Self.keepMemorySmall()
     // On a loop of its own, so that a signal is heeded however busy the tasks of the process are.
     let loop = try EventLoop(name: "supervisor")
-    return try await withTaskExecutorPreference(loop) { try await supervise(on: loop) }
+    return try await withTaskExecutorPreference(loop) { try await supervise(beginning, on: loop) }
   }
 
-  private func supervise(on loop: EventLoop) async throws -> Int32 {
+  private func supervise(_ beginning: Beginning, on loop: EventLoop) async throws -> Int32 {
     let (events, post) = AsyncStream<Event>.makeStream()
     let sources = Self.watchSignals { post.yield($0) }
     defer { for source in sources { source.cancel() } }
 
-    let (settings, warnings) = try load()
-    let relay = try await Relay(settings)
-    relay.warn(warnings.map(\.description))
+    let relay = try await Relay(beginning.settings, listeners: beginning.listeners)
+    relay.warn(beginning.warnings.map(\.description))
     await relay.start()
     relay.onQueueFailure { post.yield(.queueFailed) }
     // Whoever waits for READY may look into the log next.

@@ -4,6 +4,7 @@
 import CSystemd
 import Glibc
 import Network
+import Server
 
 enum SystemdNotifier {
   static func ready(status: String) { send("READY=1\nSTATUS=\(singleLine(status))") }
@@ -28,9 +29,9 @@ enum SystemdNotifier {
     return sd_watchdog_enabled(0, &microseconds) > 0 ? .microseconds(Int64(clamping: microseconds)) : nil
   }
 
-  /// The listening sockets that systemd has opened for us. A name of FileDescriptorName= other than `smtp` belongs to
-  /// a service that this version does not have, and is refused.
-  static func listeners() throws(DaemonError) -> [Listener] {
+  /// The listening sockets that systemd has opened for us, and what each is for by its FileDescriptorName=: `smtp`,
+  /// `submission` or `smtps`. Another name is refused.
+  static func listeners() throws(DaemonError) -> [RoleListener] {
     var names: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>?
     let count = sd_listen_fds_with_names(1, &names)
     guard count > 0, let names else { return [] }
@@ -38,15 +39,19 @@ enum SystemdNotifier {
       for i in 0..<Int(count) { free(names[i]) }
       free(names)
     }
-    var listeners: [Listener] = []
+    var listeners: [RoleListener] = []
     for i in 0..<count {
       let name = names[Int(i)].map { String(cString: $0) } ?? ""
-      guard ["smtp", "unknown", "ssmtp-mailer.socket"].contains(name) else {
-        throw DaemonError("systemd handed over a socket named \(name): set FileDescriptorName=smtp in the socket unit")
+      // The last two are what systemd says when the unit says nothing.
+      let role = ["unknown", "ssmtp-mailer.socket"].contains(name) ? .smtp : ListenerRole(rawValue: name)
+      guard let role else {
+        throw DaemonError(
+          "systemd handed over a socket named \(name): set FileDescriptorName= to smtp, submission or smtps in the "
+            + "socket unit")
       }
       do throws(NetworkError) {
         let listener = try Listener(adopting: CInt(SD_LISTEN_FDS_START) + i)
-        listeners.append(listener)
+        listeners.append(RoleListener(listener: listener, role: role))
       } catch { throw DaemonError("the socket that systemd handed over cannot be used: \(error)") }
     }
     return listeners

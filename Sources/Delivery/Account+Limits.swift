@@ -84,6 +84,11 @@ extension Account {
     limitHold = nil
   }
 
+  /// Reads the ledger before the first message needs it: `status` says after a restart how much of the day is left.
+  func openLedger() {
+    if let limit = settings.dailyLimit, settings.isEnabled, ledgers.ledger == nil { loadLedger(limit) }
+  }
+
   private func loadLedger(_ limit: Int) {
     if ledgers.isLoading { return }
     ledgers.isLoading = true

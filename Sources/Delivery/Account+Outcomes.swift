@@ -110,7 +110,10 @@ extension Account {
       verdict.retry(fate, counts: true)
       note(job, index, "deferred", reply, peer)
     case .nextTransaction: verdict.rest.append(fate)
-    case .connectionLost: verdict.retry(fate, counts: false)
+    case .connectionLost:
+      verdict.retry(fate, counts: false)
+      // Once it has the content, the message itself may be what ends the connection; earlier it hardly can be.
+      if stage == .content { verdict.isInterrupted = true }
     case .accountHeld(let fault):
       verdict.retry(fate, counts: false)
       verdict.fault = (fault, reply)

@@ -55,7 +55,10 @@ extension Account {
     isOpening = false
     let isOutdated = connections.removeValue(forKey: number)?.isRetiring ?? true
     // What the settings of before were refused for says nothing about those of now.
-    if !isOutdated { holdLogins(failure.fault, failure.description) }
+    if !isOutdated {
+      holdLogins(failure.fault, failure.description)
+      if let reply = failure.reply, ReplyMeaning.isAboutRate(reply) { slowDown(reply, peer: settings.host) }
+    }
     pump()
     stopIfDone()
   }

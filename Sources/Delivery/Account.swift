@@ -289,9 +289,10 @@ actor Account {
 
   /// Hands out what is due: here, or by others while the account is on hold.
   private func dispatchDue() {
-    guard !due.isEmpty || !guests.isEmpty else { return endCarriage() }
     let now = time.now
+    // Also with nothing to send: others may have carried the mail, and who asks must not hear of a limit that is over.
     lookAtLimitAgain(now)
+    guard !due.isEmpty || !guests.isEmpty else { return endCarriage() }
     if let hold, now < hold.until {
       wake(at: hold.until)
     } else if let limitHold {

@@ -66,7 +66,7 @@ public struct AccountSnapshot: Sendable {
   public var loginHold: Hold?
   /// What the account has slowed itself down to; nil when it goes as configured.
   public var slowed: Slowed?
-  /// nil without a daily limit, and before the first message.
+  /// nil without a daily limit, and until its file has been read.
   public var ledger: Ledger?
   /// Who carries its mail while it is on hold.
   public var carriedBy: String?

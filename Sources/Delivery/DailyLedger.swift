@@ -134,7 +134,9 @@ struct DailyLedger: Sendable {
     for (place, entry) in entries.enumerated() {
       let ahead = place == entries.count - 1 ? count.map { $0 + block } ?? 0 : 0
       promises[entry.number] = entry.count + ahead
-      text += "\(entry.start) \(entry.count + ahead)\n"
+      // Entries that have moved with a wrong clock may lie before 1970, or a second ahead by rounding: no file says so,
+      // for it would be refused, and forget the whole day.
+      text += "\(min(max(entry.start, 0), wall.seconds)) \(entry.count + ahead)\n"
     }
     return Plan(bytes: Array(text.utf8), promises: promises)
   }

@@ -83,6 +83,7 @@ public final class Delivery: Sendable {
         return (add(upstream, to: &state), true)
       }
       if !isNew { await account.configure(upstream, settings) }
+      await account.openLedger()
     }
     let named = Set(upstreams.map(\.name))
     let gone = state.withLock { $0.accounts.filter { !named.contains($0.key) } }

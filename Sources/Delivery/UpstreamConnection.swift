@@ -276,11 +276,17 @@ actor UpstreamConnection {
 
   /// Returns false when the connection is at its end.
   private func handle(_ reply: Reply) -> Bool {
-    guard let first = inFlight.first else { return false }  // nobody asked: 421, or nonsense
+    guard let first = inFlight.first else {
+      complain(reply)
+      return false  // nobody asked: 421, or nonsense
+    }
     switch first {
     case .quit: return false
     case .probe:
-      guard reply.isPositive else { return false }
+      guard reply.isPositive else {
+        complain(reply)
+        return false
+      }
       inFlight.removeFirst()
       lastUse = time.now
       startWaiting()
@@ -315,6 +321,13 @@ actor UpstreamConnection {
       }
       return true
     }
+  }
+
+  /// Passes on what a reply outside a transaction says about the account's pace.
+  private func complain(_ reply: Reply) {
+    guard ReplyMeaning.isAboutRate(reply) else { return }
+    let peer = peer
+    account.assumeIsolated { $0.slowDown(reply, peer: peer) }
   }
 
   private func report(_ job: Job, _ outcome: ClientTransaction.Outcome) {

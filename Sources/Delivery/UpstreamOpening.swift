@@ -10,6 +10,8 @@ import SMTP
 struct OpenFailure: Error, Sendable, CustomStringConvertible {
   var fault: AccountFault
   var description: String
+  /// What the upstream said, fit to be logged; nil when it was not a reply that ended it.
+  var reply: Reply?
 }
 
 /// The opening of one connection. Belongs to the connection's actor.
@@ -127,6 +129,7 @@ final class UpstreamOpening {
   private nonisolated(nonsending) func authenticate(
     _ stream: ByteStream, _ credential: Credential, _ password: String
   ) async throws(OpenFailure) {
+    defer { stream.wipeOutputBuffer() }
     let mechanism = credential.mechanism
     guard capabilities.authMechanisms.contains(mechanism.rawValue) else {
       let offered = capabilities.authMechanisms.sorted().joined(separator: " ")
@@ -169,7 +172,9 @@ final class UpstreamOpening {
       !secret.isEmpty && reply.lines.contains { $0.lowercased().contains(secret.lowercased()) }
     }
     let shown = repeats ? "\(reply.code) (the text repeats the credentials and is not shown)" : "\(reply)"
-    return OpenFailure(fault: fault, description: "\(peer) answered at \(stage.rawValue): \(shown)")
+    return OpenFailure(
+      fault: fault, description: "\(peer) answered at \(stage.rawValue): \(shown)",
+      reply: repeats ? nil : reply)
   }
 
   @discardableResult

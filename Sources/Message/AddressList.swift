@@ -126,9 +126,10 @@ extension HeaderText {
     return "\(shown)\(blank)<\(mailbox)>"
   }
 
-  /// A display name: what could end a line becomes a blank, and a very long one is cut.
+  /// A display name: what could end a line becomes a blank, and a very long one is cut. Several blanks become one: a
+  /// name of nothing else would be folded into an empty line.
   public static func displayName(_ name: String, column: Int) -> String {
-    let clean = singleLine(name, limit: 400)
+    let clean = singleLine(name, limit: 400).split(separator: " ").joined(separator: " ")
     let isPrintable = clean.utf8.allSatisfy { $0 >= 0x20 && $0 < 0x7f }
     guard isPrintable, !clean.contains("=?") else { return encodedWords(clean, column: column) }
     let isAtoms = clean.utf8.allSatisfy {

@@ -48,11 +48,19 @@ public struct FromRewriting: Sendable {
 
     var out: [UInt8] = []
     var position = 0
+    // Forms on the web leave one without a value. Readers pass over it and answer to From, which is the account now.
+    let replyTo = header.all("Reply-To")
+    let isBlank = replyTo.allSatisfy { bytes[$0.value].allSatisfy { $0 <= 0x20 } }
+    let fields = fields(authors, list?.groups ?? [], addsReplyTo: isBlank)
+    let blanks = isBlank && !authors.isEmpty ? replyTo : []
     func copy(to end: Int) {
+      for blank in blanks where position <= blank.field.lowerBound && blank.field.upperBound <= end {
+        out.append(contentsOf: bytes[position..<blank.field.lowerBound])
+        position = blank.field.upperBound
+      }
       out.append(contentsOf: bytes[position..<end])
       position = end
     }
-    let fields = fields(authors, list?.groups ?? [], addsReplyTo: !header.hasHeader("Reply-To"))
     if from.isEmpty {
       copy(to: header.headerRange.upperBound)
       // A header that ends with the message need not end with a line end.
@@ -65,6 +73,7 @@ public struct FromRewriting: Sendable {
       out += Self.original(bytes[field.value])
       position = field.field.upperBound
     }
+    if let last = blanks.last, last.field.upperBound > position { copy(to: last.field.upperBound) }
     return Splice(beginning: out, resumesAt: position)
   }
 

@@ -134,7 +134,23 @@ public struct MessageComposer: Sendable {
     }
     guard !Self.reserved.contains(name.lowercased()) else { throw .reservedHeader(name) }
     try Self.check(value, field: name)
-    Self.line("\(name): \(HeaderText.unstructured(value, column: name.utf8.count + 2))", to: &out)
+    let column = name.utf8.count + 2
+    let text = Self.addresses(name, value, column) ?? HeaderText.unstructured(value, column: column)
+    Self.line("\(name): \(text)", to: &out)
+  }
+
+  private static let addressFields: Set<String> = [
+    "reply-to", "sender", "resent-from", "resent-sender", "resent-to", "resent-cc", "mail-reply-to",
+    "mail-followup-to", "disposition-notification-to", "return-receipt-to", "errors-to",
+  ]
+
+  /// The value of a field that holds addresses, when a name in it has to be encoded: within an encoded word an address
+  /// is none (RFC 2047 5), and a reply would go to nobody. nil for what may stay as it is.
+  private static func addresses(_ name: String, _ value: String, _ column: Int) -> String? {
+    guard addressFields.contains(name.lowercased()), !value.utf8.allSatisfy({ $0 < 0x80 }) else { return nil }
+    let list = AddressList(parsing: value.utf8)
+    guard list.isWellFormed, list.groups.isEmpty, !list.members.isEmpty else { return nil }
+    return AddressList.render(list.members, column: column)
   }
 
   private static func check(_ text: String, field: String) throws(ComposeError) {

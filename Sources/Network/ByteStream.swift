@@ -20,6 +20,10 @@ public final class ByteStream {
   private var inputStart = 0
   private var output: [UInt8] = []
   private var outputStart = 0
+  /// Octets that came without any wait since the last one.
+  private var eagerOctets = 0
+  /// How many of them a stream takes before others on its loop have their turn.
+  private static let turn = 256 * 1024
   /// Buffers larger than this are given back while the connection idles.
   private static let keptCapacity = 512
 
@@ -81,13 +85,19 @@ public final class ByteStream {
   {
     if input.isEmpty, input.capacity > Self.keptCapacity { input = [] }
     while true {
+      if eagerOctets >= Self.turn {
+        eagerOctets = 0
+        await loop.pause()
+      }
       if !watcher.isReadable, !watcher.isHungUp, ssl.map({ SSL_pending($0) == 0 }) ?? true {
+        eagerOctets = 0
         try await settle(watcher.readable(until: deadline), "\(what)")
       }
       if watcher.isClosed { throw .closed }
       switch try receive() {
       case .some(0): return false
       case .some(let count):
+        eagerOctets += count
         if inputStart > 0 {
           input.removeFirst(inputStart)
           inputStart = 0
@@ -162,6 +172,17 @@ public final class ByteStream {
 
   /// Gives back the output buffer of a connection that idles.
   public func releaseOutputBuffer() { if output.isEmpty, output.capacity > Self.keptCapacity { output = [] } }
+
+  /// Overwrites what was sent, which held a password. Does nothing while some of it has not gone.
+  public func wipeOutputBuffer() {
+    guard output.isEmpty else { return }
+    output.append(contentsOf: repeatElement(0, count: output.capacity))
+    output.withUnsafeMutableBytes { bytes in
+      if let base = bytes.baseAddress { explicit_bzero(base, bytes.count) }
+    }
+    output.removeAll(keepingCapacity: true)
+    releaseOutputBuffer()
+  }
 
   private func transmit() throws(NetworkError) -> Int? {
     let count = output.count - outputStart

@@ -224,7 +224,7 @@ public struct DNSClient: DNSSource {
   }
 
   /// The records of the answer section that are of a type known here; nil when it cannot be read.
-  private static func records(of answer: [UInt8], _ length: CInt) -> [DNSRecord]? {
+  package static func records(of answer: [UInt8], _ length: CInt) -> [DNSRecord]? {
     answer.withUnsafeBufferPointer { bytes -> [DNSRecord]? in
       guard let start = bytes.baseAddress else { return nil }
       var message = ns_msg()

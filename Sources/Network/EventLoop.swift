@@ -188,6 +188,14 @@ public final class EventLoop: SerialExecutor, TaskExecutor, @unchecked Sendable 
     }
   }
 
+  /// Lets everything else that is due on the loop go first, sockets and timers included.
+  nonisolated(nonsending) func pause() async {
+    // Not Task.yield(): a job that comes again at once would keep the loop to itself until ``drain()`` has had enough.
+    await withUnsafeContinuation { (wake: UnsafeContinuation<Void, Never>) in
+      queue.async { [self] in enter { wake.resume() } }
+    }
+  }
+
   /// Runs `body` on the loop, as soon as it gets there.
   public func execute(_ body: @escaping @Sendable () -> Void) {
     queue.async { [self] in enter(body) }

@@ -200,10 +200,18 @@ public actor Acceptor {
     }
     self.watcher = watcher
     let flags = CInt(SOCK_NONBLOCK.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
+    var accepted = 0
     while !isStopped {
+      // A storm of connections must leave the loop to those that are there already.
+      if accepted >= 32 {
+        accepted = 0
+        await loop.pause()
+        continue
+      }
       let client = accept4(descriptor, nil, nil, flags)
       if client >= 0 {
         body(client)
+        accepted += 1
         continue
       }
       switch errno {

@@ -16,6 +16,8 @@ public final class TLSContext: Sendable {
   /// SSL_CTX is reference-counted and safe to use from several threads once it is set up (openssl-threads(7)).
   nonisolated(unsafe) private let context: OpaquePointer
   private let isClient: Bool
+  /// Those of a server.
+  let ticketKeys: TicketKeys?
   /// Sessions a server has given us, the newest last, so that the next connection resumes.
   private let sessions = Mutex<[SessionBox]>([])
   private static let keptSessions = 16
@@ -32,13 +34,14 @@ public final class TLSContext: Sendable {
   /// The index under which a connection's SSL_CTX keeps the way back to this object.
   private static let selfIndex = CRYPTO_get_ex_new_index(CRYPTO_EX_INDEX_SSL_CTX, 0, nil, nil, nil, nil)
 
-  private init(isClient: Bool, minimum: MinimumVersion) throws(NetworkError) {
+  private init(isClient: Bool, minimum: MinimumVersion, ticketKeys: TicketKeys? = nil) throws(NetworkError) {
     signal(SIGPIPE, SIG_IGN)  // OpenSSL writes with write(2): a broken pipe must be an error, not the end
     guard let context = SSL_CTX_new(isClient ? TLS_client_method() : TLS_server_method()) else {
       throw .tls(Self.lastError())
     }
     self.context = context
     self.isClient = isClient
+    self.ticketKeys = ticketKeys
     SSL_CTX_ctrl(context, SSL_CTRL_SET_MIN_PROTO_VERSION, Int(minimum.number), nil)
     let modes = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS
     SSL_CTX_ctrl(context, SSL_CTRL_MODE, Int(modes), nil)
@@ -47,6 +50,7 @@ public final class TLSContext: Sendable {
     SSL_CTX_set_options(context, Self.optionNoRenegotiation | Self.optionIgnoreUnexpectedEOF)
     // One read(2) for a record's head and body.
     SSL_CTX_ctrl(context, SSL_CTRL_SET_READ_AHEAD, 1, nil)
+    SSL_CTX_set_ex_data(context, Self.selfIndex, Unmanaged.passUnretained(self).toOpaque())
   }
 
   deinit {
@@ -67,19 +71,29 @@ public final class TLSContext: Sendable {
     SSL_CTX_set_verify(result.context, SSL_VERIFY_PEER, nil)
     let mode = SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL
     SSL_CTX_ctrl(result.context, SSL_CTRL_SET_SESS_CACHE_MODE, Int(mode), nil)
-    SSL_CTX_set_ex_data(result.context, selfIndex, Unmanaged.passUnretained(result).toOpaque())
     SSL_CTX_sess_set_new_cb(result.context) { ssl, session in
-      guard let session, let raw = SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), TLSContext.selfIndex) else { return 0 }
-      return Unmanaged<TLSContext>.fromOpaque(raw).takeUnretainedValue().keep(session, of: ssl) ? 1 : 0
+      guard let ssl, let session, let owner = TLSContext.owner(of: ssl) else { return 0 }
+      return owner.keep(session, of: ssl) ? 1 : 0
     }
     return result
   }
 
+  /// The object whose context a connection was made with; a connection keeps it alive.
+  static func owner(of ssl: OpaquePointer) -> TLSContext? {
+    SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), selfIndex).map {
+      Unmanaged<TLSContext>.fromOpaque($0).takeUnretainedValue()
+    }
+  }
+
   /// A context that shows a certificate (PEM, the chain behind the leaf) and proves its key.
+  /// - Parameter tickets: the keys of session tickets; nil makes new ones.
   public static func server(
-    certificateFile: String, keyFile: String, minimum: MinimumVersion = .tls12
+    certificateFile: String, keyFile: String, minimum: MinimumVersion = .tls12, tickets: TicketKeys? = nil
   ) throws(NetworkError) -> TLSContext {
-    let result = try TLSContext(isClient: false, minimum: minimum)
+    let result = try TLSContext(
+      isClient: false, minimum: minimum, ticketKeys: tickets ?? TicketKeys(time: SystemTime()))
+    try setUpServer(result.context)
+    ERR_clear_error()
     guard SSL_CTX_use_certificate_chain_file(result.context, certificateFile) == 1 else {
       throw .tls("cannot use the certificate \(certificateFile): \(lastError())")
     }
@@ -90,6 +104,11 @@ public final class TLSContext: Sendable {
       throw .tls("the key \(keyFile) does not belong to the certificate \(certificateFile)")
     }
     return result
+  }
+
+  /// The certificate that a server shows; nil on a client.
+  public var ownCertificate: CertificateSummary? {
+    SSL_CTX_get0_certificate(context).map { CertificateSummary($0) }
   }
 
   private func keep(_ session: OpaquePointer, of ssl: OpaquePointer?) -> Bool {
@@ -211,6 +230,8 @@ public struct CertificateSummary: Sendable, Hashable {
   public let notAfter: String
   /// Whole days left; negative once it has expired.
   public let daysLeft: Int
+  /// Seconds left; negative once it has expired.
+  public let secondsLeft: Int
 
   init?(of ssl: OpaquePointer) {
     // Until a certificate is accepted it is in the chain only, and a refused one is what people ask about most.
@@ -223,13 +244,19 @@ public struct CertificateSummary: Sendable, Hashable {
       X509_up_ref(certificate)
     }
     defer { X509_free(certificate) }
+    self.init(certificate)
+  }
+
+  /// Of an X509, which stays the caller's.
+  init(_ certificate: OpaquePointer) {
     subject = Self.text(X509_get_subject_name(certificate))
     issuer = Self.text(X509_get_issuer_name(certificate))
     let end = X509_get0_notAfter(certificate)
     var days: CInt = 0
     var seconds: CInt = 0
     ASN1_TIME_diff(&days, &seconds, nil, end)
-    daysLeft = Int(days)
+    secondsLeft = Int(days) * 86_400 + Int(seconds)
+    daysLeft = Int(days) - (days == 0 && seconds < 0 ? 1 : 0)
     notAfter = Self.print { ASN1_TIME_print($0, end) }
     let index = X509_get_ext_by_NID(certificate, NID_subject_alt_name, -1)
     var names: [String] = []

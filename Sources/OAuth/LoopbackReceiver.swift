@@ -67,7 +67,7 @@ public final class LoopbackReceiver: Sendable {
         continue
       }
       let query = WebForm(parsing: target.split(separator: "?", maxSplits: 1).dropFirst().first ?? "")
-      guard query["code"] != nil || query["error"] != nil else {
+      guard query["code"]?.isEmpty == false || query["error"]?.isEmpty == false else {
         Self.answer(client, "404 Not Found", "There is nothing here.")
         continue
       }

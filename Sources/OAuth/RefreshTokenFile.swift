@@ -15,6 +15,12 @@ public struct RefreshTokenFile: Sendable {
     return stat(path, &status) == 0 ? Int64(status.st_mtim.tv_sec) : nil
   }
 
+  /// Whether the file is there and root's: a relay that runs as another user cannot read it.
+  public var isForRootOnly: Bool {
+    var status = stat()
+    return stat(path, &status) == 0 && status.st_uid == 0
+  }
+
   /// The token of the first line.
   public func read() throws(TokenFailure) -> HiddenText {
     let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
@@ -68,9 +74,11 @@ public struct RefreshTokenFile: Sendable {
   }
 
   /// Replaces the file by one with mode 0600 that belongs to whoever owns its directory, as far as we may say so:
-  /// the relay must be able to read what root has logged in.
+  /// the relay must be able to read what root has logged in. In a directory of root it stays whose it was.
   public func write(_ token: HiddenText) throws(TokenFailure) {
-    let owner = try checkWritable()
+    var owner = try checkWritable()
+    var old = stat()
+    if owner.st_uid == 0, lstat(path, &old) == 0, old.st_mode & S_IFMT == S_IFREG { owner = old }
     let directory = Self.directory(of: path)
     let temporary = "\(path).new.\(getpid())"
     unlink(temporary)

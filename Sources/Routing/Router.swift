@@ -19,12 +19,15 @@ public struct Router: Sendable {
   private let postmaster: Mailbox?
   /// Who mail is from on its way out.
   public let outbound: OutboundSender
+  /// Who may log in.
+  public let identities: Identities
 
   public init(_ settings: Settings) {
     self.settings = settings
     mappings = settings.mappingTable()
     policy = SenderPolicy(settings)
     outbound = OutboundSender(settings)
+    identities = Identities(settings)
     let enabled = settings.domains.filter { $1.enabled }
     let hostname = settings.global.defaultHostname.lowercased()
     let local = Set(enabled.filter { $1.isLocal }.keys).union([hostname])
@@ -43,7 +46,8 @@ public struct Router: Sendable {
 
   /// The refusal of MAIL, or nil when the sender may send.
   public func checkSender(_ path: ReversePath, client: ClientStanding) -> Reply? {
-    policy.users(sender: path, client: client).allSatisfy(\.canSendFrom) ? nil : SenderPolicy.mayNotSend
+    if let refusal = checkOwnership(path, client) { return refusal }
+    return policy.users(sender: path, client: client).allSatisfy(\.canSendFrom) ? nil : SenderPolicy.mayNotSend
   }
 
   /// Decides what becomes of one recipient.
@@ -61,7 +65,10 @@ public struct Router: Sendable {
   ) -> Explanation {
     var trace = Trace(isOn: true)
     if let refusal = checkSender(sender, client: client) {
-      trace.note("can_send_from is false for the sender <\(sender.text)>")
+      trace.note(
+        checkOwnership(sender, client) == nil
+          ? "can_send_from is false for the sender <\(sender.text)>"
+          : "the sender <\(sender.text)> is no address of who has logged in")
       return Explanation(steps: trace.steps, decision: .reject(refusal))
     }
     let decision = decide(recipient, sender, client, now, &trace)
@@ -234,6 +241,23 @@ public struct Router: Sendable {
   private func postmasterMatch(_ target: Mailbox) -> AddressTable<MappingSettings>.Match? {
     guard target.localPart.lowercased() == "postmaster", let defaultFrom else { return nil }
     return mappings.match(defaultFrom)
+  }
+
+  /// Whether mail for `alias` reaches `mailbox` by the mappings: then it is an alias of that user.
+  func isAlias(_ alias: Mailbox, of mailbox: Mailbox) -> Bool {
+    var budget = Self.maximumTargets
+    func leads(_ address: Mailbox, _ depth: Int) -> Bool {
+      guard depth <= Settings.maximumAliasDepth, let match = mappings.match(address),
+        let targets = try? match.targets()
+      else { return false }
+      budget -= targets.count
+      guard budget >= 0 else { return false }
+      return targets.contains { target in
+        target == mailbox || target.withoutTag == mailbox
+          || localDomains.contains(target.domain.lowercased()) && leads(target, depth + 1)
+      }
+    }
+    return leads(alias, 1)
   }
 
   // MARK: - Refusals

@@ -51,9 +51,10 @@ public struct SenderRewritingScheme: Sendable {
       switch parts {
       case .srs0(let rest):
         return make("SRS1", [sender.domain, rest])
-      case .srs1(_, let host, let rest):
+      // One whose host is none has no way home: it is carried as any other address is.
+      case .srs1(_, let host, let rest) where (try? Self.mailbox("SRS0\(rest)", at: host)) != nil:
         return make("SRS1", [host, rest])
-      case .broken: break
+      case .srs1, .broken: break
       }
     }
     return make("SRS0", [Self.stamp(Self.day(now)), sender.domain, sender.localPart])

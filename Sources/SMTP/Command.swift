@@ -45,7 +45,12 @@ extension Command {
     guard !argument.contains(where: { $0.isControl && $0 != .tab }) else {
       throw CommandError(501, "5.5.2", "Control characters are not allowed", losesFraming: verb == .bdat)
     }
-    guard let verb else { throw CommandError(500, "5.5.1", "Command not recognized") }
+    guard let verb else {
+      if Self.isWebRequest(line.slice(0..<verbEnd)) {
+        throw CommandError(554, "5.5.1", "This is an SMTP server, not a web server", losesFraming: true)
+      }
+      throw CommandError(500, "5.5.1", "Command not recognized")
+    }
     let text = String(decoding: argument, as: UTF8.self)
     switch verb {
     case .ehlo: self = .ehlo(try Self.heloName(argument, text))
@@ -103,6 +108,14 @@ extension Command {
       default: return nil
       }
     }
+  }
+
+  /// The methods of HTTP: a browser can be made to talk to any port of its network, and what it posts is another's
+  /// text. Nothing behind such a line is read.
+  private static func isWebRequest(_ verb: UnsafeRawBufferPointer) -> Bool {
+    guard (3...7).contains(verb.count) else { return false }
+    return ["GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE", "PRI"].contains(
+      String(decoding: verb, as: UTF8.self).uppercased())
   }
 
   // MARK: - Arguments

@@ -9,6 +9,8 @@ public enum Replies {
   public static let sendData = Reply(354, nil, "Send the message, end with <CRLF>.<CRLF>")
   public static let bareLineBreak = Reply(
     554, "5.6.0", "Message refused: it has a CR or LF that is not part of a CRLF (RFC 5321 2.3.8)")
+  /// Some servers drop NUL and then see an end of data where there was none (RFC 2045 2.7, 2.8).
+  public static let nulOctet = Reply(554, "5.6.0", "Message refused: it has a NUL octet")
   /// The refusal of a message that exceeds the limit in octets, whether announced or found out.
   public static func tooLarge(limit: Int) -> Reply {
     Reply(552, "5.3.4", "Message exceeds the limit of \(limit) octets")
@@ -39,7 +41,17 @@ public enum Replies {
   static let alreadyAuthenticated = Reply(503, "5.5.1", "Authenticated already")
   static let authenticationNeedsTLS = Reply(538, "5.7.11", "Authentication needs TLS; send STARTTLS first")
   static let unknownMechanism = Reply(504, "5.5.4", "Mechanism is not offered")
-  static let tooManyRecipients = Reply(452, "4.5.3", "Too many recipients; send the rest in another transaction")
-  static let tooManyErrors = Reply(421, "4.7.0", "Too many errors, closing")
-  static let tooManyTransactions = Reply(421, "4.7.0", "Too many messages in one connection, come again")
+  public static let tooManyRecipients = Reply(452, "4.5.3", "Too many recipients; send the rest in another transaction")
+  public static let tooManyErrors = Reply(421, "4.7.0", "Too many errors, closing")
+  public static let tooManyTransactions = Reply(421, "4.7.0", "Too many messages in one connection, come again")
+
+  // Limits (docs/limits.md).
+  public static let tooManyCommands = Reply(421, "4.7.0", "Too many commands without a message, closing")
+  public static let tooFast = Reply(451, "4.7.1", "Too many messages from your address, try again later")
+  public static let sessionIsOver = Reply(421, "4.7.0", "This session has lasted long enough, come again")
+  public static let headerTooLargeText = "Message header exceeds"
+  /// The refusal of a header beyond the limit in octets.
+  public static func headerTooLarge(limit: Int) -> Reply {
+    Reply(552, "5.3.4", "\(headerTooLargeText) the limit of \(limit) octets")
+  }
 }

@@ -112,14 +112,19 @@ public struct ServerStateMachine: Sendable {
   // MARK: - Input
 
   /// Takes a line without its CRLF.
-  public mutating func receive(line: UnsafeRawBufferPointer) -> Action {
+  /// - Parameter isFollowed: whether more input is there already.
+  public mutating func receive(line: UnsafeRawBufferPointer, isFollowed: Bool = false) -> Action {
     let command: Command
     do throws(CommandError) {
       command = try Command(parsing: line)
     } catch {
       return error.losesFraming ? .close(error.reply) : refuse(error.reply)
     }
-    return receive(command)
+    let action = receive(command)
+    // DATA ends what may be sent together (RFC 2920 3.1). What follows one that is refused is content, of a client that
+    // did not wait, and must not be run as commands.
+    if command == .data, isFollowed, case .reply(let reply) = action { return .close(reply) }
+    return action
   }
 
   /// Answers a line that the ``LineFramer`` would not pass.

@@ -1,6 +1,7 @@
 // The content of one message on its way in: kept in memory while it is small, streamed into a file of its own when
 // it is not, so that a session costs a bounded amount of memory whatever it sends.
 
+import Glibc
 import Message
 import Primitives
 import SMTP
@@ -20,6 +21,12 @@ final class ContentReceiver {
   private let limit: Int
   private let hostname: String
   private let recipients: [String]
+  /// The date that a message without one gets, and then a Message-ID as well; nil leaves messages as they are, and
+  /// when that has been seen to.
+  private var completion: Timestamp?
+  private let headerLimit: Int
+  private let budget: ContentBudget
+  private var charged = 0
 
   var buffer: [UInt8] = []
   /// Our Received field, on top of what the client sends.
@@ -27,6 +34,7 @@ final class ContentReceiver {
   var traceLength: Int { trace.count }
   private var decoder = DataDecoder()
   private var scanner = BareLineBreakScanner()
+  private var header = HeaderMeter()
   private var chunkOctets = 0
   var writer: (any ContentWriter)?
   var spilled = 0
@@ -36,18 +44,31 @@ final class ContentReceiver {
   static let memoryLimit = 256 * 1024
   /// The same once there is a file: what comes then need not gather, and a hundred sessions hold half as much.
   private static let pieceSize = 128 * 1024
+  /// Both, while all sessions together hold more than they should.
+  private static let tightMemoryLimit = 64 * 1024
 
   init(
-    id: QueueID, store: any QueueStore, limit: Int, hostname: String, recipients: [String],
-    trace: (inout [UInt8]) -> Void
+    id: QueueID, store: any QueueStore, limit: Int, headerLimit: Int = .max, budget: ContentBudget = ContentBudget(),
+    hostname: String, recipients: [String], completion: Timestamp? = nil, trace: (inout [UInt8]) -> Void
   ) {
     self.id = id
     self.store = store
     self.limit = limit
+    self.headerLimit = headerLimit
+    self.budget = budget
     self.hostname = hostname
     self.recipients = recipients
+    self.completion = completion
     trace(&buffer)
     self.trace = buffer
+  }
+
+  deinit { budget.add(-charged) }
+
+  /// Tells the budget what is kept in memory now.
+  private func charge() {
+    budget.add(buffer.count - charged)
+    charged = buffer.count
   }
 
   /// Octets that will be relayed, our Received field included.
@@ -56,9 +77,12 @@ final class ContentReceiver {
   /// Takes what follows DATA. Returns whether the end of data has been seen.
   func decode(_ bytes: UnsafeRawBufferPointer) -> (consumed: Int, Bool) {
     if refusal == nil { makeRoom(bytes.count) }
+    let before = buffer.count
     guard let (consumed, isFinished) = try? decoder.decode(bytes, into: &buffer) else { return (bytes.count, true) }
     if decoder.octetCount > limit { refuse(Replies.tooLarge(limit: limit)) }
     if decoder.sawBareLineBreak { refuse(Replies.bareLineBreak) }
+    if !header.hasEnded, refusal == nil { buffer.withUnsafeBytes { measure($0[before...]) } }
+    if refusal == nil, Self.holdsNUL(bytes[..<consumed]) { refuse(Replies.nulOctet) }
     return (consumed, isFinished)
   }
 
@@ -68,9 +92,21 @@ final class ContentReceiver {
     scanner.scan(bytes)
     if chunkOctets > limit { refuse(Replies.tooLarge(limit: limit)) }
     if scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
+    if !header.hasEnded { measure(bytes[...]) }
+    if refusal == nil, Self.holdsNUL(bytes[...]) { refuse(Replies.nulOctet) }
     guard refusal == nil else { return }
     makeRoom(bytes.count)
     buffer.append(contentsOf: bytes)
+  }
+
+  private func measure(_ bytes: Slice<UnsafeRawBufferPointer>) {
+    header.scan(UnsafeRawBufferPointer(rebasing: bytes))
+    if header.count > headerLimit { refuse(Replies.headerTooLarge(limit: headerLimit)) }
+  }
+
+  private static func holdsNUL(_ bytes: Slice<UnsafeRawBufferPointer>) -> Bool {
+    let bytes = UnsafeRawBufferPointer(rebasing: bytes)
+    return bytes.baseAddress.map { memchr($0, 0, bytes.count) != nil } ?? false
   }
 
   /// One allocation for a piece, instead of one for each doubling up to it.
@@ -88,11 +124,15 @@ final class ContentReceiver {
 
   /// Moves what has come so far into a file, once it is too much for memory, and removes the file once it is in vain.
   nonisolated(nonsending) func spill() async {
+    charge()
     if refusal != nil, writer != nil { return await discard() }
-    guard buffer.count > (writer == nil ? Self.memoryLimit : Self.pieceSize), refusal == nil else { return }
+    let threshold =
+      budget.isTight ? Self.tightMemoryLimit : writer == nil ? Self.memoryLimit : Self.pieceSize
+    guard buffer.count > threshold, refusal == nil else { return }
     do throws(QueueError) {
       if writer == nil {
         if let reply = loopRefusal() { return refuse(reply) }
+        complete(isWhole: false)
         writer = try await store.makeContentWriter(for: id)
       }
       // The announced size may have been too small, or many large messages may have been begun at once.
@@ -101,6 +141,7 @@ final class ContentReceiver {
       buffer = []
       spilled += piece.count
       try await writer?.write(piece)
+      charge()
     } catch {
       refuse(Self.reply(for: error), because: error)
       await discard()
@@ -135,6 +176,7 @@ final class ContentReceiver {
       await discard()
       return .failure(refusal)
     }
+    if writer == nil { complete(isWhole: true) }
     do throws(QueueError) {
       guard store.admits(buffer.count) else { throw .full }
       let content: Content
@@ -172,6 +214,23 @@ final class ContentReceiver {
     case .tooManyHops(let hops): Reply(554, "5.4.6", "Mail loop: the message has been relayed \(hops) times")
     case .seenBefore: Reply(554, "5.4.6", "Mail loop: the message was here before, for the same recipient")
     }
+  }
+
+  /// Puts the fields that a submitted message must have and does not (RFC 6409 8.1, 8.2) below our Received field.
+  ///
+  /// A header that does not end within what is in memory is left as it is: nobody knows what else it has.
+  func complete(isWhole: Bool) {
+    guard let completion else { return }
+    self.completion = nil
+    let fields: [UInt8] = buffer.withUnsafeBytes { bytes in
+      let header = HeaderView(UnsafeRawBufferPointer(rebasing: bytes[traceLength...]))
+      guard isWhole || header.bodyStart < bytes.count - traceLength else { return [] }
+      var text = ""
+      if !header.hasHeader("Date") { text += "Date: \(RFC5322Date.format(completion))\r\n" }
+      if !header.hasHeader("Message-ID") { text += "Message-ID: <\(id).\(completion.seconds)@\(hostname)>\r\n" }
+      return Array(text.utf8)
+    }
+    buffer.insert(contentsOf: fields, at: traceLength)
   }
 
   static func reply(for error: QueueError) -> Reply {

@@ -77,6 +77,8 @@ extension ContentReceiver {
     guard !isRefused else { return nil }
     do throws(QueueError) {
       guard let writer else {
+        // Now, not when it is queued: a signature has to cover the fields that we add.
+        complete(isWhole: true)
         let header = buffer[traceLength...].withUnsafeBytes { HeaderView($0).bodyStart }
         let place = traceLength + header
         return (Self.header(buffer[traceLength..<place]), .memory(buffer, from: place))

@@ -3,6 +3,7 @@
 import Filters
 import Logging
 import Network
+import Passwords
 import Primitives
 import Routing
 import SMTP
@@ -22,6 +23,8 @@ public struct ServerSettings: Sendable {
   public var router: Router
   /// nil does not offer STARTTLS.
   public var tls: TLSContext?
+  /// How much guessing of passwords is borne.
+  public var loginLimits = LoginLimits()
   /// Peers whose connections begin with a PROXY header.
   public var proxyNetworks: [IPNetwork] = []
   /// How long they may take to say for whom they connect. They send that with their first packet.
@@ -32,6 +35,7 @@ public struct ServerSettings: Sendable {
   public var dnsLists: DNSLists?
   /// Whether a client that is listed is refused, not only logged.
   public var refusesListed = true
+  public var limits = ServerLimits()
 
   public init(
     hostname: String, maximumMessageSize: Int = 35_882_577, maximumRecipients: Int = 100,
@@ -60,6 +64,17 @@ public struct ServerCounters: Sendable, Hashable {
   /// Recipients refused because the client is on a list.
   public var listed = 0
   public var openSessions = 0
+  /// How often clients have reached each limit.
+  public var limits: [ServerLimit: Int] = [:]
+  public var handshakes = HandshakeCounters()
+}
+
+/// How the TLS handshakes of clients ended.
+public struct HandshakeCounters: Sendable, Hashable {
+  public var done = 0
+  public var resumed = 0
+  public var failed = 0
+  public var timedOut = 0
 }
 
 /// An SMTP server on some listeners.
@@ -71,12 +86,18 @@ public final class SMTPServer: Sendable {
   let time: any Timekeeper
   let log: Logger
   let hand: Hand
+  let passwords: PasswordChecker
+  /// Who fails to log in too often.
+  public let guardian: LoginGuard
+  let contentBudget = ContentBudget()
   private let loops: [EventLoop]
 
-  private struct State {
+  struct State {
     var settings: ServerSettings
     var sessions: [Int: Session] = [:]
-    var perAddress: [IPAddress: Int] = [:]
+    var admission = Admission()
+    var rates = ClientRates()
+    var limitLogs: [ServerLimit: LimitLog] = [:]
     var acceptors: [Acceptor] = []
     var nextSession = 0
     var isStopping = false
@@ -85,7 +106,7 @@ public final class SMTPServer: Sendable {
     var whenEmpty: [CheckedContinuation<Void, Never>] = []
     var counters = ServerCounters()
   }
-  private let state: Mutex<State>
+  let state: Mutex<State>
 
   public init(
     store: any QueueStore, loops: [EventLoop], time: any Timekeeper, settings: ServerSettings, log: Logger,
@@ -96,6 +117,9 @@ public final class SMTPServer: Sendable {
     self.time = time
     self.log = log
     self.hand = hand
+    guardian = LoginGuard(time: time)
+    // One processor at least is left to the mail, if there are two.
+    passwords = PasswordChecker(workers: loops.count - 1)
     state = Mutex(State(settings: settings))
   }
 
@@ -126,17 +150,17 @@ public final class SMTPServer: Sendable {
   func count(_ change: (inout ServerCounters) -> Void) { state.withLock { change(&$0.counters) } }
 
   /// Begins to accept. Sessions are spread over the loops in turn.
-  public func listen(on listener: Listener) {
-    let acceptor = listener.accept(on: loops[0]) { [self] descriptor in admit(descriptor) }
+  public func listen(on listener: Listener, role: ListenerRole = .smtp) {
+    let acceptor = listener.accept(on: loops[0]) { [self] descriptor in admit(descriptor, role) }
     state.withLock { $0.acceptors.append(acceptor) }
   }
 
-  private func admit(_ descriptor: CInt) {
+  private func admit(_ descriptor: CInt, _ role: ListenerRole) {
     let (number, loop) = state.withLock { state in
       state.nextSession += 1
       return (state.nextSession, loops[state.nextSession % loops.count])
     }
-    let session = Session(number: number, server: self, loop: loop)
+    let session = Session(number: number, role: role, server: self, loop: loop)
     Task(executorPreference: loop) { await session.run(descriptor) }
   }
 
@@ -147,17 +171,12 @@ public final class SMTPServer: Sendable {
       let refusal: Reply? =
         if state.isStopping {
           Reply(421, "4.3.2", "\(state.settings.hostname) is shutting down, try again later")
-        } else if state.sessions.count >= state.settings.maximumConnections {
-          Reply(421, "4.7.0", "\(state.settings.hostname) has too many connections, try again later")
-        } else if state.perAddress[address, default: 0] >= state.settings.maximumConnectionsPerAddress {
-          Reply(421, "4.7.0", "\(state.settings.hostname) has too many connections from your address, try again later")
-        } else { nil }
+        } else { state.refusal(of: address) }
       guard refusal == nil else {
         state.counters.refusedConnections += 1
         return refusal
       }
       state.sessions[session.number] = session
-      state.perAddress[address, default: 0] += 1
       return nil
     }
   }
@@ -190,8 +209,7 @@ public final class SMTPServer: Sendable {
   func leave(_ session: Session, from address: IPAddress) {
     let waiters: [CheckedContinuation<Void, Never>] = state.withLock { state in
       guard state.sessions.removeValue(forKey: session.number) != nil else { return [] }
-      let left = state.perAddress[address, default: 1] - 1
-      state.perAddress[address] = left > 0 ? left : nil
+      state.admission.leave(address)
       guard state.sessions.isEmpty else { return [] }
       defer { state.whenEmpty = [] }
       return state.whenEmpty

@@ -62,5 +62,8 @@ extension Session {
 
   /// Whether the address of the client may make it trusted. That of a load balancer may not, also not as the source in
   /// the header of another one: all the world comes from there.
-  var mayBeTrusted: Bool { !isHealthCheck }
+  private var mayBeTrusted: Bool { !isHealthCheck }
+
+  /// Whether the client may relay without a login.
+  var isTrustedClient: Bool { mayBeTrusted && settings.router.isTrusted(client) }
 }

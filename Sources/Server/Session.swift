@@ -11,6 +11,7 @@ import Spool
 
 actor Session {
   nonisolated let number: Int
+  let role: ListenerRole
   let server: SMTPServer
   let loop: EventLoop
   nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
@@ -23,14 +24,17 @@ actor Session {
   var client = IPAddress.ipv4Any
   /// nil when the client has connected itself.
   var proxied: ProxiedConnection?
-  private var isStopping = false
-  private var isWaitingForCommand = false
+  private(set) var isStopping = false
+  var isWaitingForCommand = false
+  /// Keeps the reply to a login back.
+  var penalty: Task<Void, Never>?
   private var isShakingHands = false
+  var meter = SessionMeter(SystemTime().now)
   /// When the line that is awaited must be complete; nil between two lines.
   private var lineDeadline: MonotonicInstant?
   /// How long a client that did not ask for the end may take to read why it came.
-  private var farewell = Duration.zero
-  private static let longFarewell = Duration.seconds(2)
+  var farewell = Duration.zero
+  static let longFarewell = Duration.seconds(2)
   /// Replies to pipelined commands wait for each other up to this many octets.
   private static let outputLimit = 16 * 1024
 
@@ -47,19 +51,14 @@ actor Session {
   /// Which list in the DNS has the client; nil when nobody was asked.
   var listed: Task<DNSListing?, Never>?
 
-  init(number: Int, server: SMTPServer, loop: EventLoop) {
+  init(number: Int, role: ListenerRole, server: SMTPServer, loop: EventLoop) {
     self.number = number
+    self.role = role
     self.server = server
     self.loop = loop
     settingsVersion = server.settingsVersion
     settings = server.settings
-    machine = ServerStateMachine(settings: Self.protocolSettings(settings), isTLS: false)
-  }
-
-  private static func protocolSettings(_ settings: ServerSettings) -> ServerStateMachine.Settings {
-    .init(
-      hostname: settings.hostname, maximumMessageSize: settings.maximumMessageSize,
-      maximumRecipients: settings.maximumRecipients, offersStartTLS: settings.tls != nil, offersDSN: true)
+    machine = ServerStateMachine(settings: .init(settings, role), isTLS: false)
   }
 
   // MARK: Life
@@ -68,17 +67,18 @@ actor Session {
     guard let stream = try? ByteStream(adopting: descriptor, on: loop) else { return }
     self.stream = stream
     guard await identifyClient(stream) else { return stream.close() }
-    if let refusal = server.enter(self, from: client) {
-      server.log.warning("\(client): turned away: \(refusal)")
-      send(refusal)
-      if (try? stream.tryFlush()) == true, server.beginFarewell() {
-        await stream.closeGently(until: SystemTime().now + Self.longFarewell)
-        server.endFarewell()
+    let banned = refusalOfBanned()
+    if let refusal = banned ?? server.enter(self, from: client) {
+      if banned == nil {
+        server.turnAway(client, refusal)
+      } else {
+        server.log.info("\(client): turned away: \(refusal)")
       }
-      stream.close()
+      await turnAway(stream, with: refusal)
       return
     }
     do throws(NetworkError) {
+      if role == .smtps { try await startTLS(stream) }
       send(machine.greeting())
       askLists()
       openMilters()
@@ -95,14 +95,37 @@ actor Session {
     server.leave(self, from: client)
   }
 
+  /// Says why there is no session. Those who expect TLS could not read it in clear; their handshakes are as few as
+  /// the farewells.
+  private func turnAway(_ stream: ByteStream, with refusal: Reply) async {
+    defer { stream.close() }
+    if role == .smtps {
+      guard server.beginFarewell() else { return }
+      defer { server.endFarewell() }
+      guard let context = settings.tls,
+        (try? await stream.startTLS(context, until: SystemTime().now + .seconds(5))) != nil
+      else { return }
+      send(refusal)
+      guard (try? stream.tryFlush()) == true else { return }
+      return await stream.closeGently(until: SystemTime().now + Self.longFarewell)
+    }
+    send(refusal)
+    if (try? stream.tryFlush()) == true, server.beginFarewell() {
+      await stream.closeGently(until: SystemTime().now + Self.longFarewell)
+      server.endFarewell()
+    }
+  }
+
   /// Sends the client away as soon as it is not in the middle of a message.
   func shutDown() async {
     isStopping = true
+    penalty?.cancel()
     if isWaitingForCommand, !machine.transactionIsOpen { stream?.expireFill() }
   }
 
   /// Sends the client away whatever it is doing.
   func abort() {
+    penalty?.cancel()
     guard let stream else { return }
     if !isShakingHands {
       send(Self.shuttingDown(settings.hostname))
@@ -112,7 +135,7 @@ actor Session {
     closeMilters()
   }
 
-  private static func shuttingDown(_ hostname: String) -> Reply {
+  static func shuttingDown(_ hostname: String) -> Reply {
     Reply(421, "4.3.2", "\(hostname) is shutting down, try again later")
   }
 
@@ -133,14 +156,14 @@ actor Session {
         if isStopping, !machine.transactionIsOpen { return try await sendAway(stream) }
         stream.releaseOutputBuffer()
         // The whole line by then, not just another octet of it.
-        let deadline = lineDeadline ?? self.deadline
+        let deadline = lineDeadline ?? commandDeadline
         lineDeadline = deadline
         isWaitingForCommand = true
         defer { isWaitingForCommand = false }
         guard try await fill(stream, until: deadline, waitingFor: "a command") else { return }
       case .action(let action):
         lineDeadline = nil
-        guard try await perform(action, stream) else { return try await flush(stream) }
+        guard try await perform(meter(action), stream) else { return try await flush(stream) }
         if !machine.transactionIsOpen { await forgetTransaction() }
         if stream.pendingOutput > Self.outputLimit { try await flush(stream) }
       }
@@ -149,17 +172,21 @@ actor Session {
 
   /// Waits for more from the client, and tells one that is silent for too long why it is sent away.
   /// Returns false when there is nothing to wait for any more.
-  private func fill(_ stream: ByteStream, until deadline: MonotonicInstant, waitingFor what: StaticString)
+  func fill(_ stream: ByteStream, until deadline: MonotonicInstant, waitingFor what: StaticString)
     async
     throws(NetworkError) -> Bool
   {
-    do throws(NetworkError) { return try await stream.fill(until: deadline, waitingFor: what) } catch {
+    do throws(NetworkError) {
+      // Who sends without a pause is never waited for, and would never be too late.
+      if deadline <= SystemTime().now { throw .timedOut("\(what)") }
+      return try await stream.fill(until: deadline, waitingFor: what)
+    } catch {
       guard case .timedOut = error else { throw error }
       if isStopping, isWaitingForCommand, !machine.transactionIsOpen {
         try await sendAway(stream)
         return false
       }
-      await close(stream, with: Reply(421, "4.4.2", "\(settings.hostname) waited too long for \(what)"))
+      await close(stream, with: tooLate(what))
       throw error
     }
   }
@@ -169,13 +196,11 @@ actor Session {
   }
 
   /// The last reply. Whether it can be sent is of no interest any more.
-  private func close(_ stream: ByteStream, with reply: Reply) async {
+  func close(_ stream: ByteStream, with reply: Reply) async {
     send(reply)
     farewell = Self.longFarewell
     try? await stream.flush(until: SystemTime().now + farewell, waitingFor: "the client to read")
   }
-
-  private var deadline: MonotonicInstant { SystemTime().now + settings.clientTimeout }
 
   /// A transaction sees one configuration from its beginning to its end.
   private func takeOverSettings() {
@@ -183,24 +208,29 @@ actor Session {
     guard version != settingsVersion, !machine.transactionIsOpen else { return }
     settingsVersion = version
     settings = server.settings
-    machine.configure(Self.protocolSettings(settings))
+    machine.configure(.init(settings, role))
   }
 
   private func nextInput(_ stream: ByteStream) -> Input {
     guard stream.bufferedCount > 0 else { return .more }
     return stream.consume { bytes in
       switch framer.next(bytes) {
-      case .incomplete(let consumed): (consumed, .more)
+      case .incomplete(let consumed):
+        (consumed, consumed == 0 || meter.skip(consumed) ? .more : .action(.close(LineError.tooLong.reply)))
       case .malformed(let error, let consumed): (consumed, .action(machine.receive(malformed: error)))
       case .line(let range, let consumed):
-        (consumed, .action(machine.receive(line: UnsafeRawBufferPointer(rebasing: bytes[range]))))
+        (
+          consumed,
+          .action(
+            machine.receive(line: UnsafeRawBufferPointer(rebasing: bytes[range]), isFollowed: consumed < bytes.count))
+        )
       }
     }
   }
 
-  private func send(_ reply: Reply) { stream?.append { reply.encode(into: &$0) } }
+  func send(_ reply: Reply) { stream?.append { reply.encode(into: &$0) } }
 
-  private func flush(_ stream: ByteStream) async throws(NetworkError) {
+  func flush(_ stream: ByteStream) async throws(NetworkError) {
     if try stream.tryFlush() { return }
     try await stream.flush(until: deadline, waitingFor: "the client to read")
   }
@@ -231,12 +261,12 @@ actor Session {
       try await receiveData(stream)
     case .receiveChunk(let count, let last): try await receiveChunk(stream, count, isLast: last)
     case .discardChunk(let count, let reply):
+      meter.contentBegins(SystemTime().now)
       try await read(stream, count) { _ in }
       await dropReceiver()
+      meter.contentEnds()
       send(reply)
-    case .authenticate:
-      // AUTH is not offered here, so the state machine refuses it before this.
-      send(Reply(502, "5.5.1", "AUTH is not available"))
+    case .authenticate(let mechanism, let response): return try await authenticate(mechanism, response, stream)
     }
     return true
   }
@@ -246,7 +276,7 @@ actor Session {
     isShakingHands = true
     defer { isShakingHands = false }
     farewell = Self.longFarewell  // for the alert, when the handshake fails
-    try await stream.startTLS(context, until: SystemTime().now + .seconds(30))
+    try await shakeHands(stream, context)
     farewell = .zero
     machine.tlsStarted()
     framer = LineFramer()
@@ -255,12 +285,10 @@ actor Session {
 
   // MARK: The envelope
 
-  var standing: ClientStanding { mayBeTrusted && settings.router.isTrusted(client) ? .trusted : .untrusted }
-
   private func checkSender(_ path: ReversePath, _ parameters: MailParameters) async {
     resetTransaction()
-    if let refusal = settings.router.checkSender(path, client: standing) {
-      server.log.notice("\(client): refused from=<\(path.text)>: \(refusal)")
+    if let refusal = refusalOfIdentity() ?? settings.router.checkSender(path, client: standing) {
+      server.log.notice("\(client): refused from=<\(path.text)>\(login): \(refusal)")
       machine.senderAnswered(accepted: false)
       return send(refusal)
     }
@@ -270,6 +298,10 @@ actor Session {
       machine.senderAnswered(accepted: false)
       return send(Replies.insufficientStorage)
     }
+    if let refusal = rateRefusal() {
+      machine.senderAnswered(accepted: false)
+      return send(refusal)
+    }
     if let refusal = await askMilters(sender: path, parameters) {
       server.log.notice("\(client): refused from=<\(path.text)> by a milter: \(refusal)")
       machine.senderAnswered(accepted: false)
@@ -277,6 +309,7 @@ actor Session {
     }
     sender = path
     self.parameters = parameters
+    meter.transactionBegins(SystemTime().now)
     machine.senderAnswered(accepted: true)
     send(Replies.senderOK)
   }
@@ -288,6 +321,7 @@ actor Session {
       server.log.notice("\(client): refused from=<\(sender.text)> to=<\(path.text)>: \(reply)")
       machine.recipientAnswered(accepted: false)
       send(reply)
+      meter.recipientRefused()
     case .accept(let routes):
       if let refusal = await refusalByLists(of: path) {
         machine.recipientAnswered(accepted: false)
@@ -328,6 +362,7 @@ actor Session {
 
   /// What RSET, EHLO or a refused chunk has ended must neither cost memory nor reach the next message.
   private func forgetTransaction() async {
+    meter.transactionEnds()
     if receiver != nil { await dropReceiver() }
     if filtered.id != nil { abortMilters() }
     if !recipients.isEmpty { resetTransaction() }
@@ -339,11 +374,12 @@ actor Session {
     let id = filtered.id ?? server.store.nextID()
     let origin = ReceivedField.Origin(
       helo: machine.heloName, clientAddress: client, isESMTP: machine.isESMTP, isSMTPUTF8: parameters.smtpUTF8,
-      tls: stream.tls.map { "\($0.version) \($0.cipher)" })
+      tls: stream.tls.map { "\($0.version) \($0.cipher)" }, isAuthenticated: machine.identity != nil)
     let originals = recipients.map(\.original)
     return ContentReceiver(
-      id: id, store: server.store, limit: settings.maximumMessageSize, hostname: settings.hostname,
-      recipients: originals
+      id: id, store: server.store, limit: settings.maximumMessageSize, headerLimit: settings.limits.headerSize,
+      budget: server.contentBudget, hostname: settings.hostname, recipients: originals,
+      completion: role.requiresAuthentication ? server.time.wallClock : nil
     ) {
       ReceivedField.render(
         into: &$0, origin: origin, by: settings.hostname, queueID: id.description,
@@ -359,13 +395,15 @@ actor Session {
   private func receiveData(_ stream: ByteStream) async throws(NetworkError) {
     let receiver = makeReceiver(stream)
     self.receiver = receiver
+    meter.contentBegins(SystemTime().now)
     while true {
       if stream.bufferedCount > 0 {
+        meter.contentCame(stream.bufferedCount)
         let isFinished = stream.consume { receiver.decode($0) }
         await receiver.spill()
         if isFinished { break }
       }
-      guard try await fill(stream, until: deadline, waitingFor: "the message") else { throw .endOfStream }
+      guard try await fill(stream, until: contentDeadline, waitingFor: "the message") else { throw .endOfStream }
     }
     await finish(receiver)
   }
@@ -373,6 +411,7 @@ actor Session {
   private func receiveChunk(_ stream: ByteStream, _ count: Int, isLast: Bool) async throws(NetworkError) {
     let receiver = self.receiver ?? makeReceiver(stream)
     self.receiver = receiver
+    meter.contentBegins(SystemTime().now)
     try await read(stream, count) { receiver.take($0) }
     guard isLast else {
       machine.chunkAccepted()
@@ -390,13 +429,15 @@ actor Session {
       if stream.bufferedCount == 0 {
         // The client may wait for the replies to MAIL and RCPT before it sends the chunk (RFC 2920 3.2).
         try await flush(stream)
-        guard try await fill(stream, until: deadline, waitingFor: "the message") else { throw .endOfStream }
+        guard try await fill(stream, until: contentDeadline, waitingFor: "the message") else { throw .endOfStream }
       }
-      left -= stream.consume { bytes in
+      let taken = stream.consume { bytes in
         let taken = min(left, bytes.count)
         body(UnsafeRawBufferPointer(rebasing: bytes[..<taken]))
         return (taken, taken)
       }
+      meter.contentCame(taken)
+      left -= taken
       await receiver?.spill()
     }
   }
@@ -422,8 +463,9 @@ actor Session {
     switch await receiver.commit(envelope, state) {
     case .success(let content):
       server.count { $0.accepted += 1 }
+      meter.messageTaken()
       server.log.info(
-        "\(receiver.id): from=<\(envelope.reversePath)>, size=\(receiver.size), nrcpt=\(recipients.count), client=\(client), helo=\(envelope.helo)"
+        "\(receiver.id): from=<\(envelope.reversePath)>, size=\(receiver.size), nrcpt=\(recipients.count), client=\(client), helo=\(envelope.helo)\(login)"
       )
       if let reason = filtered.quarantine {
         server.log.notice("\(receiver.id): on hold: \(reason)")
@@ -439,6 +481,7 @@ actor Session {
     }
     machine.contentFinished()
     resetTransaction()
+    if let limit = ServerLimit(reply) { server.reached(limit) }
     send(reply)
   }
 }

@@ -200,11 +200,17 @@ enum LogText {
   static func append(_ text: String, to bytes: inout [UInt8]) {
     let start = bytes.count
     bytes.append(contentsOf: text.utf8)
-    guard bytes[start...].contains(where: { $0 < 0x20 || $0 == 0x7f }) else { return }
-    let escaped = bytes[start...].flatMap { byte -> [UInt8] in
-      byte < 0x20 || byte == 0x7f ? Array("\\x\(byte < 16 ? "0" : "")\(String(byte, radix: 16))".utf8) : [byte]
+    // Also C1 (0xc2 0x80 to 0x9f), which some terminals obey.
+    guard bytes[start...].contains(where: { $0 < 0x20 || $0 == 0x7f || $0 == 0xc2 }) else { return }
+    bytes.removeSubrange(start...)
+    for scalar in text.unicodeScalars {
+      let isControl = scalar.value < 0x20 || (0x7f...0x9f).contains(scalar.value)
+      if isControl {
+        bytes += "\\x\(scalar.value < 16 ? "0" : "")\(String(scalar.value, radix: 16))".utf8
+      } else {
+        bytes += UTF8.encode(scalar)?.map { $0 } ?? []
+      }
     }
-    bytes.replaceSubrange(start..., with: escaped)
   }
 }
 

@@ -38,6 +38,10 @@ struct ConfigCommand: AsyncParsableCommand {
       let enabled = settings.mappings.filter(\.enabled).count
       print("  aliases   \(Quantity.count(enabled, "mapping")), \(Quantity.count(settings.users.count, "user"))")
       print("  listen    \(settings.global.listen.map(\.description).joined(separator: ", "))")
+      let doors = [("submission", settings.global.listenSubmission), ("smtps", settings.global.listenSMTPS)]
+      for (kind, endpoints) in doors where !endpoints.isEmpty {
+        print("  listen    \(endpoints.map(\.description).joined(separator: ", ")) (\(kind))")
+      }
     }
   }
 

@@ -64,10 +64,19 @@ extension DNSPlan {
     if let own = domain(of: settings.global.defaultFrom) {
       senders.append(Sender(domain: own, isThroughGoogle: upstreams.contains(where: isGoogle), hasAccount: false))
     }
+    // Senders that are rewritten are checked there, and their bounces come back to it.
+    let rewriting = upstreams.filter { $0.envelopeSender == .srs }
+    var returning: [String] = []
+    if !rewriting.isEmpty {
+      let domain = settings.global.effectiveSRSDomain
+      returning = [domain]
+      senders.append(
+        Sender(domain: domain, isThroughGoogle: rewriting.contains(where: isGoogle), hasAccount: false))
+    }
     let mapped = settings.mappings.filter(\.enabled).compactMap(\.from.domain)
     self.init(
       host: settings.global.defaultHostname,
-      receiving: (domains.filter(\.isLocal).map(\.name) + mapped).filter { $0.contains(".") },
+      receiving: (domains.filter(\.isLocal).map(\.name) + mapped + returning).filter { $0.contains(".") },
       senders: senders.filter { $0.domain.contains(".") }, upstreams: upstreams.map { ($0.name, $0.host) },
       selector: selector)
     let hosts = SystemNames()

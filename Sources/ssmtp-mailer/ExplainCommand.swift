@@ -24,6 +24,8 @@ struct ExplainCommand: AsyncParsableCommand {
   var client = "127.0.0.1"
   @Flag(help: "As if the client had logged in as the sender.")
   var authenticated = false
+  @Option(help: ArgumentHelp("As if the client had logged in as this user.", valueName: "user"))
+  var auth: String?
 
   private struct Answer: Encodable {
     struct Way: Encodable {
@@ -59,7 +61,9 @@ struct ExplainCommand: AsyncParsableCommand {
     }
     let router = Router(settings)
     let standing: ClientStanding =
-      if authenticated, let from { .authenticated(from) } else if router.isTrusted(address) { .trusted } else {
+      if let auth { .authenticated(auth) } else if authenticated, let from {
+        .authenticated(from)
+      } else if router.isTrusted(address) { .trusted } else {
         .untrusted
       }
     let answer = Self.answer(router, settings, path, sender, standing)

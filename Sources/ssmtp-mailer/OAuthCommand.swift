@@ -56,6 +56,11 @@ extension OAuthCommand {
         throw CommandFailure(error.isTemporary ? .tryAgain : .refused, error.description)
       }
       Terminal.say("logged in: the refresh token of \(domain.account) is in \(refresh.file)")
+      if RefreshTokenFile(refresh.file).isForRootOnly {
+        Terminal.complain(
+          "only root can read \(refresh.file), because its directory is root's: unless the relay runs as root, "
+            + "run: chown ssmtp-mailer \(refresh.file)")
+      }
       Terminal.say("now: systemctl reload ssmtp-mailer; ssmtp-mailer test --account \(domain.account)")
     }
 

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import CommandLineTools
+import Glibc
 import Spool
 
 struct QueueVerify: AsyncParsableCommand {
@@ -44,6 +45,11 @@ struct QueueVerify: AsyncParsableCommand {
 
   func run() async throws {
     let place = directory ?? options.places().queueDir
+    guard access("\(place)/spool", F_OK) == 0 || errno != ENOENT else {
+      let remedy = directory == nil ? "set queue_dir in the configuration" : "give another --directory"
+      throw CommandFailure(
+        .unavailable, "there is no queue in \(place): \(remedy), or start the daemon once to make one")
+    }
     let report: SpoolVerifier.Report
     do throws(SpoolVerifier.Problem) { report = try SpoolVerifier(directory: place).run() } catch {
       throw CommandFailure(error == .keepsChanging ? .tryAgain : .unavailable, "\(error)")

@@ -20,13 +20,15 @@ struct SSMTPMailer: AsyncParsableCommand {
     subcommands: [
       ServeCommand.self,
       SendCommand.self, TestCommand.self, DNSCommand.self, ConfigCommand.self, ExplainCommand.self, QueueCommand.self,
-      StatusCommand.self, OAuthCommand.self, SandboxCommand.self,
+      StatusCommand.self, UserCommand.self, OAuthCommand.self, SandboxCommand.self,
     ])
 
   static func main() async {
     do {
       if let call = SendmailCall(CommandLine.arguments) { return try await call.run() }
       var command = try parseAsRoot()
+      // Before anything is waited for, which would bring more threads.
+      if let serve = command as? ServeCommand { return try await serve.run(try serve.begin()) }
       if var command = command as? any AsyncParsableCommand {
         try await command.run()
       } else {

@@ -115,9 +115,10 @@ struct SendCommand: AsyncParsableCommand {
       heloName: hostname)
     submission.smtpUTF8 = message.from.mailbox.needsSMTPUTF8 || recipients.contains { $0.needsSMTPUTF8 }
     let report = try await submission.submit(to: endpoint, on: EventLoop.ofCommand())
-    for id in report.queueIDs { print("queued as \(TerminalText.clean(id))") }
+    // At once, and before any verdict: whoever reads a pipe wants the id also when the waiting is cut off.
+    for id in report.queueIDs { Terminal.say("queued as \(TerminalText.clean(id))") }
     for result in report.results where !result.isAccepted {
-      Terminal.complain("<\(result.recipient)> refused: \(result.reply)")
+      Terminal.complain(TerminalText.clean("<\(result.recipient)> refused: \(result.reply)"))
     }
     if let waiter { try await waiter.run(report.queueIDs) }
     if report.status != .success { throw CommandFailure(report.status, "") }

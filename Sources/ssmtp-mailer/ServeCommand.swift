@@ -15,18 +15,33 @@ struct ServeCommand: AsyncParsableCommand {
 
   @OptionGroup var configuration: ConfigurationOptions
 
-  func run() async throws {
+  func run() async throws { try await run(try begin()) }
+
+  private var supervisor: Supervisor {
     let configuration = configuration
-    let supervisor = Supervisor { () throws(ConfigurationError) in try configuration.read() }
-    do {
-      let status = try await supervisor.run()
-      throw ExitCode(status)
-    } catch let error as ConfigurationError {
+    return Supervisor { () throws(ConfigurationError) in try configuration.read() }
+  }
+
+  /// Binds the ports and gives up all rights, while there is only the first thread.
+  func begin() throws -> Supervisor.Beginning {
+    do { return try supervisor.begin() } catch { throw exitCode(for: error) }
+  }
+
+  func run(_ beginning: Supervisor.Beginning) async throws {
+    let status: Int32
+    do { status = try await supervisor.run(beginning) } catch { throw exitCode(for: error) }
+    throw ExitCode(status)
+  }
+
+  private func exitCode(for error: any Error) -> any Error {
+    switch error {
+    case let error as ConfigurationError:
       for diagnostic in error.diagnostics { complain(diagnostic.description) }
-      throw ExitCode(78)
-    } catch let error as DaemonError {
+      return ExitCode(78)
+    case let error as DaemonError:
       complain(error.description)
-      throw ExitCode(error.exitStatus)
+      return ExitCode(error.exitStatus)
+    default: return error
     }
   }
 

@@ -25,7 +25,7 @@ struct StatusCommand: AsyncParsableCommand {
     var facts = TextTable(columnCount: 2)
     facts.append(["daemon", "\(report.state), version \(report.version), pid \(report.pid)"])
     facts.append(["up", "\(Quantity.age(report.uptimeSeconds)), since \(report.startedAt)"])
-    facts.append(["listening", "\(report.listeners.joined(separator: ", ")) as \(report.hostname)"])
+    facts.append(["listening", "\(listening(report).joined(separator: ", ")) as \(report.hostname)"])
     facts.append([
       "queue",
       "\(Quantity.count(report.queueMessages, "message")), \(Quantity.size(report.queueBytes)) "
@@ -45,6 +45,8 @@ struct StatusCommand: AsyncParsableCommand {
     facts.append([
       "messages", "\(report.accepted) accepted, \(report.refused) refused",
     ])
+    for line in logins(report) { facts.append(line) }
+    for fact in doorFacts(report) { facts.append(fact) }
     Terminal.print(facts.lines())
     Terminal.print(filters(report))
     if report.accounts.isEmpty { return print("\nno accounts: there is no upstream [domain:] in the configuration") }
@@ -65,6 +67,22 @@ struct StatusCommand: AsyncParsableCommand {
     }
     Terminal.print(table.lines())
     for account in report.accounts { Terminal.print(notes(on: account)) }
+  }
+
+  private static func listening(_ report: StatusReport) -> [String] {
+    let roles = report.listenerRoles ?? []
+    return report.listeners.enumerated().map { index, endpoint in
+      index < roles.count && roles[index] != "smtp" ? "\(endpoint) (\(roles[index]))" : endpoint
+    }
+  }
+
+  /// Nothing where nobody has ever logged in or tried to.
+  private static func logins(_ report: StatusReport) -> [[String]] {
+    guard let logins = report.logins, logins.succeeded + logins.failed + logins.busy > 0 else { return [] }
+    var lines = [["logins", "\(logins.succeeded) in all, \(logins.failed) failed, \(logins.busy) put off"]]
+    for ban in logins.banned.prefix(10) { lines.append(["banned", "\(ban.address) until \(ban.until)"]) }
+    if logins.bannedNow > 10 { lines.append(["", "and \(logins.bannedNow - 10) more"]) }
+    return lines
   }
 
   /// Mail filters and DNS lists, and what is wrong with them; nothing when there are none.

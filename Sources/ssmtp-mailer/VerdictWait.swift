@@ -41,9 +41,17 @@ struct VerdictWait {
   private func wait(for id: String) async throws -> ExitStatus {
     var pause = Self.firstPause
     while true {
-      let report: VerdictReport = try client.call("GET", AdminPath.verdict(AdminClient.escaped(id)))
-      if !report.isQueued { return tell(report) }
-      if let status = try stillQueued(id, report, isLast: SystemTime().now >= deadline) { return status }
+      do {
+        let report: VerdictReport = try client.call("GET", AdminPath.verdict(AdminClient.escaped(id)))
+        if !report.isQueued { return tell(report) }
+        if let status = try stillQueued(id, report, isLast: SystemTime().now >= deadline) { return status }
+      } catch let failure as CommandFailure where failure.status == .unavailable {
+        // It may be restarting, and the message is in its queue. Only who has given up may be told that it did.
+        guard SystemTime().now < deadline else {
+          Terminal.complain("\(id) is queued, and what became of it cannot be asked: \(failure.description)")
+          return .tryAgain
+        }
+      }
       try await Task.sleep(for: pause)
       pause = min(pause * 2, Self.longestPause)
     }

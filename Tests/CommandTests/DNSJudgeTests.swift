@@ -244,7 +244,7 @@ private struct Zone: DNSSource {
   }
 
   @Test(arguments: [
-    ("142.250.1.108", "", "written down"),
+    ("142.250.1.108", "", "written down"), ("192.178.1.108", "", "written down"),
     ("smtp.example.com", "smtp.example.com CNAME smtp.gmail.com", "is an alias of smtp.gmail.com"),
     ("gmail.example.com", "gmail.example.com A 142.250.1.108", "written down"),
     ("nowhere.example", "", "has no address"),
@@ -280,6 +280,24 @@ private struct Zone: DNSSource {
     let finding = report.findings.first { $0.check == "DMARC" }
     #expect(finding?.level == .right)
     #expect(finding?.detail.contains("from _dmarc.example.com") == true)
+  }
+
+  @Test func includesWithoutEndAreAFinding() async throws {
+    /// Whoever is asked for includes another one below itself.
+    struct Endless: DNSSource {
+      let zone: Zone
+      func ask(_ name: String, _ type: DNSType) async -> DNSAnswer {
+        guard type == .txt, name.hasSuffix("endless.example") else { return await zone.ask(name, type) }
+        return DNSAnswer(.found, [DNSRecord(name: name, value: .text("v=spf1 include:x.\(name) -all"))])
+      }
+    }
+    var zone = Zone(Self.good)
+    zone.answers[.init("example.com", .txt)] = DNSAnswer(
+      .found, [DNSRecord(name: "example.com", value: .text("v=spf1 include:endless.example ~all"))])
+    let report = await DNSSurvey(Endless(zone: zone)).run(plan)
+    let finding = try #require(report.findings.first { $0.check == "SPF" })
+    #expect(finding.level == .wrong && finding.detail.contains("lookups of 10 allowed"), "\(finding)")
+    #expect(report.status == .data)
   }
 
   @Test func noReplyMayMoveTheCursor() async {

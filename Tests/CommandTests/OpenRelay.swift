@@ -20,7 +20,12 @@ actor OpenRelay {
 
   nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
 
-  init(on loop: EventLoop) throws {
+  private let recipientLimit: Int
+  private var recipients = 0
+
+  /// - Parameter recipientLimit: what a transaction may have.
+  init(on loop: EventLoop, recipientLimit: Int = .max) throws {
+    self.recipientLimit = recipientLimit
     guard let any = Endpoint("127.0.0.1:0") else { throw NetworkError.closed }
     self.loop = loop
     listener = try Listener(bindingTo: any)
@@ -36,7 +41,7 @@ actor OpenRelay {
   private func serve(_ descriptor: CInt) async {
     guard let stream = try? ByteStream(adopting: descriptor, on: loop) else { return }
     defer { stream.close() }
-    let deadline = SystemTime().now + .seconds(10)
+    let deadline = SystemTime().now + .seconds(120)
     stream.append { $0 += Array("220 relay ESMTP\r\n".utf8) }
     do {
       repeat {
@@ -55,11 +60,13 @@ actor OpenRelay {
     line = []
     if isInData { return content(text) }
     commands.append(text)
+    recipients = text.hasPrefix("RCPT") ? recipients + 1 : text.hasPrefix("MAIL") ? 0 : recipients
     let reply =
       switch text.prefix(4) {
       case "EHLO": "250-relay\r\n250-PIPELINING\r\n250 SIZE 100000"
       case "RCPT" where text.contains("<no"): "550 5.1.1 no such address here"
       case "RCPT" where text.contains("<later"): "450 4.2.1 later"
+      case "RCPT" where recipients > recipientLimit: "452 4.5.3 Too many recipients"
       case "DATA": "354 go on"
       case "QUIT": "221 2.0.0 bye"
       default: "250 2.0.0 ok"

@@ -88,6 +88,14 @@ import Testing
     await server.stop()
   }
 
+  @Test(arguments: [Credential.Mechanism.plain, .login])
+  func secretThatTheUpstreamRepeatsIsNotShown(mechanism: Credential.Mechanism) async throws {
+    let report = try await probe(Gmail([.rejectAuth("535 5.7.8 wrong: \(Gmail.password)")]), mechanism: mechanism)
+    #expect(report.status == .configuration)
+    #expect(report.steps.last?.detail.hasPrefix("535 (") == true)
+    #expect(!report.lines().joined().contains(Gmail.password))
+  }
+
   @Test func tooManyLoginsAreWorthWaitingFor() async throws {
     let report = try await probe(Gmail([.rejectAuth("454 4.7.0 Too many login attempts")]))
     #expect(report.status == .tryAgain)

@@ -11,8 +11,10 @@ import Testing
 @Suite struct SubmissionTests {
   private static let content = Array("Subject: one\r\n\r\n.dot\r\n".utf8)
 
-  private func submit(toOpenRelay recipients: [String]) async throws -> (Submission.Report, OpenRelay) {
-    let relay = try OpenRelay(on: Gmail.loops[0])
+  private func submit(
+    toOpenRelay recipients: [String], recipientLimit: Int = .max
+  ) async throws -> (Submission.Report, OpenRelay) {
+    let relay = try OpenRelay(on: Gmail.loops[0], recipientLimit: recipientLimit)
     await relay.start()
     let submission = Submission(
       reversePath: "noreply@mailer.dreamlikelabs.com", recipients: recipients, content: Self.content,
@@ -45,6 +47,18 @@ import Testing
     #expect(report.status == .success)
     #expect(report.queueIDs == ["id1", "id2", "id3"])
     #expect(await relay.commands.filter { $0.hasPrefix("RCPT") }.count == 250)
+  }
+
+  @Test func recipientsThatAreTooManyForTheServerFollowInFurtherTransactions() async throws {
+    let recipients = (1...7).map { "r\($0)@example.com" }
+    let (report, relay) = try await submit(toOpenRelay: recipients + ["no@example.com"], recipientLimit: 3)
+    #expect(report.results.filter(\.isAccepted).map(\.recipient) == recipients)
+    #expect(report.results.filter { !$0.isAccepted }.map(\.recipient) == ["no@example.com"])
+    #expect(report.queueIDs == ["id1", "id2", "id3"])
+    #expect(await relay.contents.count == 3)
+    // A server that takes nobody at all is asked once.
+    let (none, _) = try await submit(toOpenRelay: recipients, recipientLimit: 0)
+    #expect(none.status == .tryAgain && none.results.count == 7)
   }
 
   /// The sandbox wants a login, as Gmail does, so it refuses whatever comes from here.

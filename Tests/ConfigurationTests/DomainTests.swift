@@ -149,26 +149,6 @@ import Testing
       ])
   }
 
-  @Test func keysWithoutEffectSaySo() throws {
-    let main =
-      minimal + """
-        listen_submission = 0.0.0.0:587
-        listen_smtps = off
-        metrics_listen = 127.0.0.1:9100
-        client_rate_limit_per_minute = 5
-        delay_warning = 2h
-
-        """
-    let files = configuration(
-      main, domain: upstream, user: "[user:a@example.com]\npassword_hash = $6$x\n")
-    #expect(
-      try load(files).warnings.map(\.description) == [
-        "/c/m.conf:3: listen_submission has no effect in this version",
-        "/c/m.conf:6: client_rate_limit_per_minute has no effect in this version",
-        "/c/users/u.conf:2: password_hash has no effect in this version",
-      ])
-  }
-
   @Test(
     arguments: [
       ("smtp.gmail.com", "", 2000), ("SMTP-relay.gmail.com", "", 10_000), ("smtp.example.com", "", nil),

@@ -80,6 +80,29 @@ import Testing
       ])
   }
 
+  /// Found by the fuzzer: what is quoted from a file reached the terminal and the log as it was.
+  @Test func controlCharactersOfAFileAreShownAndNotSent() {
+    let lines = errors(configuration(minimal + "[\u{1b}[31mred]\nlo\u{7f}g = x\u{85}y\n"))
+    #expect(!lines.isEmpty)
+    for line in lines {
+      #expect(line.unicodeScalars.allSatisfy { $0.value >= 0x20 && !(0x7f...0x9f).contains($0.value) }, "\(line)")
+    }
+    #expect(lines.contains { $0.contains("unknown section [\\u{1B}[31mred]") }, "\(lines)")
+  }
+
+  @Test(arguments: ["nobody", "ssmtp-mailer", "_smtp", "mail.relay"]) func userIsTheNameOfAnAccount(_ name: String)
+    throws
+  {
+    #expect(try load(configuration(minimal + "user = \(name)\n")).settings.global.user == name)
+  }
+
+  @Test(arguments: ["a b", "-x", "a:b", "a/b", "ü"]) func userThatIsNoNameIsRefused(_ name: String) {
+    #expect(
+      errors(configuration(minimal + "user = \(name)\n")) == [
+        "/c/m.conf:3: user \"\(name)\" is not the name of an account"
+      ])
+  }
+
   @Test func missingMainFileIsOneClearError() {
     #expect(errors(MemoryFiles()) == ["/c/m.conf: the configuration cannot be read: No such file or directory"])
   }

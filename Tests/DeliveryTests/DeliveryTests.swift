@@ -171,6 +171,22 @@ struct FixedNames: AddressSource {
     try await expectNothingLeft(bench)
   }
 
+  /// The other direction of CVE-2011-0411: replies that somebody has slipped in behind the 220, in clear, as if they were
+  /// of the upstream under TLS. They would offer a mechanism that gives the password away, or say that all is well.
+  @Test func repliesSlippedInBehindSTARTTLSAreDropped() async throws {
+    let injected =
+      "220 2.0.0 Ready to start TLS\n250-evil.test\n250-AUTH PLAIN\n250 SIZE 1\n235 2.7.0 Accepted\n250 2.0.0 Sent"
+    let bench = try await Bench([.answer(.startTLS, injected)])
+    try await bench.submit()
+    _ = await bench.upstream.messages(atLeast: 1)
+    let message = try #require(bench.upstream.messages.first)
+    #expect(message.tlsVersion != nil && message.authenticatedUser == "relay@example.test")
+    #expect(message.isChunked, "what the upstream says under TLS counts, which is CHUNKING among other things")
+    #expect(bench.upstream.statistics.credentialsInClear == 0)
+    #expect(bench.upstream.statistics.violations == [])
+    await bench.end()
+  }
+
   private func expectNothingLeft(_ bench: Bench) async throws {
     #expect(bench.store.messages.count == 1)
     let statistics = bench.upstream.statistics

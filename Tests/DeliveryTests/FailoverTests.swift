@@ -90,6 +90,10 @@ private struct Pair {
     #expect(pair.main.upstream.messages.count == 2)
     #expect(try await pair.account("example.test").ledger?.used == 2)
     #expect(try await pair.account("spare.test").ledger?.used == 3)
+    // A day later nothing waits any more, and nobody is told of a limit that is over.
+    #expect(try await pair.account("example.test").hold?.fault == .dailyLimit)
+    pair.main.time.advance(by: .seconds(86_400 + 600))
+    await pair.main.until { await pair.main.account().hold == nil }
     await pair.end()
   }
 
@@ -230,6 +234,8 @@ private final class MemoryLedgers: LedgerStore {
     await first.stop(within: .seconds(30))
     bench.time.advance(by: .seconds(3600))
     let second = try await delivery(bench, ledgers)
+    // Whoever asks for the state need not wait for the first message.
+    await bench.until { await second.snapshots()[0].ledger?.used == 3 }
     try await submit(bench, second)
     await bench.until { await second.snapshots()[0].hold?.fault == .dailyLimit }
     #expect(await second.snapshots()[0].ledger?.used == 3)
@@ -292,6 +298,24 @@ private final class MemoryLedgers: LedgerStore {
     _ = await bench.lines.line(containing: "as fast as it is configured again")
     #expect(await bench.account().tokens ?? 0 <= 10)
     await bench.end()
+  }
+
+  @Test(arguments: [Step.banner, .ehlo, .auth])
+  func complaintAboutTheRateBeforeAnyMailSlowsTheAccountDownToo(step: Step) async throws {
+    let bench = try await Bench([.answer(step, "421 4.7.0 Try again later, closing connection. gsmtp", times: 1)]) {
+      $0.rate = .init(perMinute: 60, burst: 10)
+      $0.maximumConnections = 4
+    }
+    try await bench.submit()
+    await bench.until { await bench.account().slowed != nil }
+    #expect(await bench.account().slowed?.connections == 2)
+    _ = await bench.lines.line(containing: "finds it too fast (421 4.7.0")
+    // The message only waits.
+    await bench.until { bench.time.nextDeadline != nil }
+    bench.time.advance(by: .seconds(3600))
+    #expect(await bench.upstream.messages(atLeast: 1).count == 1)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
   }
 
   @Test func ledgerFileIsReplacedAsAWhole() async throws {

@@ -89,6 +89,16 @@ import Testing
     #expect(bench.store.messages.isEmpty)
   }
 
+  @Test func messageThatEndsEachConnectionDoesNotSpendALoginEachTime() async throws {
+    let bench = try await Bench([.answer(.content, "421 4.3.0 Temporary System Problem. gsmtp")])
+    let id = try await bench.submit()
+    await bench.until { bench.state(id)?.lanes["example.test"] != nil }
+    #expect(bench.state(id)?.lanes["example.test"]?.nextAttempt == bench.time.wallClock + .seconds(30))
+    #expect(bench.state(id)?.lanes["example.test"]?.attempts == 0)
+    await bench.end()
+    #expect(bench.store.messages.count == 1)
+  }
+
   @Test func recipientsTooManyForOneTransactionFollowAtOnce() async throws {
     let bench = try await Bench([.recipient("late@", "452 4.5.3 Too many recipients", times: 1)])
     try await bench.submit(to: ["support@example.test", "late@example.test"])

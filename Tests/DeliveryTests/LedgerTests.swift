@@ -155,6 +155,29 @@ private struct Book {
     #expect(book.grants(10) == true)
   }
 
+  /// A machine without a clock of its own begins in 1970, until somebody tells it the time.
+  @Test func clockThatBeganIn1970DoesNotMakeTheFileUseless() throws {
+    var book = Book(limit: 10)
+    _ = book.send(10)
+    book.pass(.seconds(3600))
+    try book.restart(after: .seconds(60 - book.wall.seconds))
+    #expect(book.ledger.left == 0)
+    book.write(for: nil)
+    try book.restart()
+    #expect(book.ledger.left == 0)
+  }
+
+  @Test func clockThatIsSetBackWithinASecondDoesNotMakeTheFileUseless() throws {
+    var book = Book(limit: 10)
+    book.wall = Timestamp(seconds: 1_795_000_000)
+    _ = book.send(10)
+    book.wall = book.wall - .milliseconds(61_900)
+    book.ledger.advance(wall: book.wall, now: book.now)
+    book.write(for: nil)
+    try book.restart()
+    #expect(book.ledger.left == 0)
+  }
+
   @Test(arguments: [
     "", "x", "ssmtp-mailer ledger 1\n", "ssmtp-mailer ledger 1\nwritten x\n",
     "ssmtp-mailer ledger 1\nwritten 1795000000\n1795000000 -5\n",

@@ -138,6 +138,20 @@ import Testing
     #expect(Self.field("Reply-To", after) == ["list@example.net"])
   }
 
+  @Test(arguments: [
+    "Reply-To:\r\nFrom: jane@example.org\r\nSubject: x\r\n", "From: jane@example.org\r\nReply-To: \r\nSubject: x\r\n",
+    "From: jane@example.org\r\nSubject: x\r\nReply-To:\r\n \t\r\n", "Reply-To:\r\nSubject: x\r\nreply-to: \r\n",
+  ])
+  func replyToWithoutAValueMakesRoomForTheAuthor(header: String) {
+    let after = Self.rewritten(header + "\r\nbody\r\n", reversePath: "jane@example.org")
+    #expect(Self.field("Reply-To", after) == ["jane@example.org"])
+    #expect(Self.field("Subject", after) == ["x"])
+    #expect(after.hasSuffix("\r\n\r\nbody\r\n"))
+    // Without an author there is nobody to answer to, and all stays.
+    let nobody = Self.rewritten("Reply-To:\r\n\r\nbody\r\n", reversePath: nil)
+    #expect(nobody.hasPrefix("Reply-To:\r\nFrom: "))
+  }
+
   @Test func missingFromIsMadeOfTheReversePathAndNothingElse() {
     let after = Self.rewritten("Subject: x\r\n\r\nbody\r\n")
     #expect(
@@ -223,6 +237,15 @@ import Testing
         }
       }
     }
+  }
+
+  /// Found by the fuzzer: a name of nothing but blanks was folded into a line that ends the header for some readers.
+  @Test func nameOfBlanksDoesNotBecomeAnEmptyLine() throws {
+    let mailbox = try Mailbox(parsing: "a@b.test")
+    let name = String(repeating: "\u{6}", count: 200) + " b"
+    #expect(HeaderText.named(name, mailbox, column: 6) == "b <a@b.test>")
+    let shown = AddressList.render([.init(mailbox: mailbox), .init(name: name, mailbox: mailbox)], column: 10)
+    #expect(shown == "a@b.test,\r\n b <a@b.test>")
   }
 
   @Test func namesWithoutADomainAreCompletedOnRequestOnly() {

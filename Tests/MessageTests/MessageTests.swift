@@ -279,6 +279,20 @@ func expectWellFormed(_ message: [UInt8]) {
   }
 
   @Test(arguments: [
+    ("Jörg <j@example.org>", "=?UTF-8?B?SsO2cmc=?= <j@example.org>"),
+    (
+      "Jörg <j@example.org>, \"Doe, Jane\" <jane@example.org>",
+      "=?UTF-8?B?SsO2cmc=?= <j@example.org>,\r\n \"Doe, Jane\" <jane@example.org>"
+    ),
+    ("\"Doe, Jane\" <jane@example.org>", "\"Doe, Jane\" <jane@example.org>"),
+  ])
+  func addressInAFurtherHeaderStaysOneWhenItsNameIsEncoded(_ value: String, _ field: String) throws {
+    var composer = try Self.make()
+    composer.headers = [("Reply-To", value)]
+    #expect(String(decoding: try composer.compose(), as: UTF8.self).contains("\r\nReply-To: \(field)\r\n"))
+  }
+
+  @Test(arguments: [
     ("X-Test", "a\r\nBcc: x@y"), ("X-Test", "a\0"), ("X Test", "a"), ("", "a"), ("X:Y", "a"), ("From", "a@b"),
     ("content-type", "x"),
   ])

@@ -42,7 +42,9 @@ import Testing
     let back = try #require(server.consent(to: login.address(account: nil)))
     let browser = Task.detached {
       // What else knocks at such a port, and an answer that is not this login's.
-      let pages = ["/favicon.ico", "/?code=stolen&state=wrong", "/?error=access_denied&state=wrong"].map {
+      let pages = [
+        "/favicon.ico", "/?code=", "/?error=&code", "/?code=stolen&state=wrong", "/?error=access_denied&state=wrong",
+      ].map {
         browse(to: "http://127.0.0.1:\(receiver.port)\($0)")
       }
       return (pages, browse(to: back))
@@ -51,7 +53,8 @@ import Testing
       try login.code(in: target, isPasted: false)
     }
     let (pages, last) = await browser.value
-    #expect(pages.map { $0.prefix(12) } == ["HTTP/1.1 404", "HTTP/1.1 400", "HTTP/1.1 400"])
+    let (none, foreign) = ("HTTP/1.1 404", "HTTP/1.1 400")
+    #expect(pages.map { String($0.prefix(12)) } == [none, none, none, foreign, foreign])
     #expect(last.hasPrefix("HTTP/1.1 200 OK") && last.contains("You may close this page"))
     let token = try await login.refreshToken(for: code)
     #expect(token.text.hasPrefix("1//refresh-"))
@@ -157,5 +160,23 @@ import Testing
     // Root has logged in, and the relay must be able to read it.
     if geteuid() == 0 { #expect(status.st_uid == 65534 && status.st_gid == 65534) }
     #expect(throws: TokenFailure.self) { try RefreshTokenFile("\(folder)/none/token").write(HiddenText("x")) }
+  }
+
+  /// The relay's user cannot replace it there, and whoever logs in again as root must not take it away from the relay.
+  @Test(.enabled(if: geteuid() == 0)) func refreshTokenInADirectoryOfRootStaysWhoseItWas() throws {
+    var template = Array("/tmp/oauth-file-XXXXXX".utf8CString)
+    let folder = String(cString: try #require(mkdtemp(&template)))
+    let file = RefreshTokenFile("\(folder)/token")
+    defer {
+      unlink(file.path)
+      rmdir(folder)
+    }
+    try file.write(HiddenText("one"))
+    #expect(file.isForRootOnly)
+    chown(file.path, 65534, 65534)
+    try file.write(HiddenText("two"))
+    var status = stat()
+    #expect(stat(file.path, &status) == 0 && status.st_uid == 65534 && status.st_gid == 65534)
+    #expect(status.st_mode & 0o7777 == 0o600 && !file.isForRootOnly)
   }
 }

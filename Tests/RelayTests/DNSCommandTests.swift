@@ -84,6 +84,19 @@ extension EndToEnd {
       }
     }
 
+    /// Bounces come back there, and receivers ask there whether the relay may send.
+    @Test(.timeLimit(.minutes(2))) func theDomainOfRewrittenSendersIsLookedAt() async throws {
+      let srs = [
+        "global.srs_secret=0123456789abcdef0123", "global.srs_domain=return.dreamlikelabs.com",
+        "domain:dreamlikelabs.com.envelope_sender=srs",
+      ].flatMap { ["--set", $0] }
+      try await dns(Self.good, srs) { answer in
+        #expect(answer.status == 65, "\(answer.output)\(answer.errors)")
+        #expect(answer.output.contains("return.dreamlikelabs.com. IN MX 10 mailer.dreamlikelabs.com."))
+        #expect(answer.output.contains("return.dreamlikelabs.com. IN TXT \"v=spf1 include:_spf.google.com ~all\""))
+      }
+    }
+
     @Test(.timeLimit(.minutes(2))) func silenceIsNotTakenForAbsence() async throws {
       var zones = Self.good
       // NSD answers SERVFAIL for a zone that it cannot read.

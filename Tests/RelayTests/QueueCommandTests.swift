@@ -244,6 +244,8 @@ extension EndToEnd {
       try await Bench.run(rules: [Self.later]) { bench in
         let ids = try await fill(bench, [Letter.text("large", bytes: 400_000)])
         #expect(await bench.stop() == 0)
+        let nowhere = try await bench.relay("queue", "verify", "--directory", "\(bench.folder)/nowhere")
+        #expect(nowhere.status == 69 && nowhere.errors.contains("there is no queue in \(bench.folder)/nowhere"))
         let whole = try await bench.relay("queue", "verify")
         #expect(whole.status == 0)
         #expect(whole.output.contains("nothing is damaged"), "\(whole.output)")

@@ -177,7 +177,7 @@ extension EndToEnd {
           [
             "--reuid=65534", "--regid=65534", "--clear-groups", Bench.binary, "serve", "--config", bench.configuration,
             "--set", "global.log_file=\(bench.folder)/nobody/log", "--set",
-            "global.admin_socket=\(bench.folder)/nobody/sock",
+            "global.admin_socket=\(bench.folder)/nobody/sock", "--set", "global.user=nobody",
           ], output: "\(bench.folder)/daemon.out", errors: errors)
         bench.ends(daemon)
         #expect(await daemon.exit(within: 20) == 73)

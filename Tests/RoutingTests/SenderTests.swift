@@ -180,6 +180,15 @@ import Testing
     #expect(via?.address == expected && via?.label == label)
   }
 
+  /// Found by the fuzzer: such an address was rewritten into one whose bounces had no way home.
+  @Test func srs1AddressWithoutAHostIsCarriedWhole() throws {
+    let scheme = try #require(SenderRewritingScheme(secrets: ["a secret of the tests"], domain: "relay.example"))
+    let sender = try mailbox("SRS1=abcdef=hst.==xyz=AA=a.org=j@other.example")
+    let forward = try #require(scheme.forward(sender, now: Self.noon))
+    #expect(forward.localPart.hasPrefix("SRS0="))
+    #expect(try scheme.reverse(forward, now: Self.noon) == sender)
+  }
+
   @Test func accountOfAPublicProviderMakesNobodyElseOurs() throws {
     let outbound = try outbound("from_header = via")
     #expect(outbound.isOurs(try mailbox("relay@gmail.com")))

@@ -222,10 +222,10 @@ import Testing
       let line = await door.lines.line(containing: "the sync failed")
       #expect(line.hasPrefix("error:"), "the operator needs the reason")
       // The queue says no while a large content is still coming.
-      #expect(try await client.mail(String(repeating: "0123456789\r\n", count: 60_000)).hasPrefix("452 4.3.0"))
+      #expect(try await client.mail("\r\n" + String(repeating: "0123456789\r\n", count: 60_000)).hasPrefix("452 4.3.0"))
       door.memory.fail(with: nil)
       door.store.writers.withLock { $0.isFull = true }
-      #expect(try await client.mail(String(repeating: "0123456789\r\n", count: 60_000)).hasPrefix("452 4.3.1"))
+      #expect(try await client.mail("\r\n" + String(repeating: "0123456789\r\n", count: 60_000)).hasPrefix("452 4.3.1"))
       door.store.writers.withLock { $0.isFull = false }
       #expect(try await client.mail("at last").hasPrefix("250"))
     }
@@ -260,7 +260,7 @@ import Testing
     }
     #expect(await door.lines.line(containing: "in the middle of a message").hasPrefix("info"))
     try await door.greet { client async throws in
-      try await client.send(Self.open + "DATA\r\n" + String(repeating: "0123456789\r\n", count: 60_000))
+      try await client.send(Self.open + "DATA\r\n\r\n" + String(repeating: "0123456789\r\n", count: 60_000))
       _ = try await client.codes(3)
     }
     await door.close()

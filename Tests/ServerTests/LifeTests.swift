@@ -195,7 +195,7 @@ import Testing
 
   /// While the client does not read, the server waits for it and not for a command.
   @Test func stopIsNotForgottenWhenAClientIsSlowToRead() async throws {
-    let door = try Door()
+    let door = try Door { $0.limits.commands = .max }
     try await door.greet { client async throws in
       let count = 40_000
       let asking = Task { try await client.send(String(repeating: "HELP\r\n", count: count)) }

@@ -30,7 +30,7 @@ final class Door: Sendable {
   private let clients: EventLoop
 
   init(
-    trusting networks: [String] = [], at address: String = "127.0.0.1:0",
+    trusting networks: [String] = [], at address: String = "127.0.0.1:0", role: ListenerRole = .smtp,
     _ change: (inout ServerSettings) -> Void = { _ in }
   ) throws {
     store = WatchedStore(memory)
@@ -45,7 +45,7 @@ final class Door: Sendable {
       box.door?.handed.withLock { $0.append(id) }
     }
     box.door = self
-    server.listen(on: listener)
+    server.listen(on: listener, role: role)
   }
 
   /// Breaks the ring of the server and the closure that the door gives it.
