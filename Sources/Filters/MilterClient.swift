@@ -180,7 +180,16 @@ public final class MilterClient {
     _ sender: MilterSender, hello: MilterHello, _ connection: MilterConnection, on loop: EventLoop
   ) async -> MilterVerdict {
     // After a failure the next message is another chance.
-    if stream == nil { await open(connection, on: loop) }
+    let isFresh = stream == nil
+    if isFresh { await open(connection, on: loop) }
+    let verdict = await tell(sender, hello)
+    // A connection that has waited for a while may be gone, because the filter was restarted: no reason to put mail off.
+    guard verdict == .unavailable, !isFresh, !isClosed else { return verdict }
+    await open(connection, on: loop)
+    return await tell(sender, hello)
+  }
+
+  private nonisolated(nonsending) func tell(_ sender: MilterSender, _ hello: MilterHello) async -> MilterVerdict {
     guard standing == .proceed else { return settle(standing) }
     do throws(Trouble) {
       if self.hello != hello {

@@ -27,6 +27,8 @@ public struct ServerSettings: Sendable {
   public var loginLimits = LoginLimits()
   /// Peers whose connections begin with a PROXY header.
   public var proxyNetworks: [IPNetwork] = []
+  /// How long they may take to say for whom they connect. They send that with their first packet.
+  public var proxyPatience = Duration.seconds(5)
   /// Asked in this order, by sessions that begin from now on.
   public var milters: [Milter] = []
   /// Asked about clients that are not trusted; nil asks nobody.

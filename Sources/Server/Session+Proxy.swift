@@ -19,9 +19,6 @@ extension ServerSettings {
 }
 
 extension Session {
-  /// How long a load balancer may take to say for whom it connects. It sends that with its first packet.
-  private static let proxyPatience = Duration.seconds(5)
-
   /// Reads the PROXY header if the peer has to send one, so that ``client`` is who the connection is from.
   /// - Returns: false when the connection is of no use.
   func identifyClient(_ stream: ByteStream) async -> Bool {
@@ -36,7 +33,8 @@ extension Session {
     defer { server.endProxyWait() }
     do throws(NetworkError) {
       let head = try await stream.takeHead(
-        upTo: ProxyHeader.maximumLength, until: SystemTime().now + Self.proxyPatience, waitingFor: "the PROXY header"
+        upTo: ProxyHeader.maximumLength, until: SystemTime().now + settings.proxyPatience,
+        waitingFor: "the PROXY header"
       ) { bytes -> (length: Int, Result<ProxyHeader, ProxyHeader.Fault>)? in
         do throws(ProxyHeader.Fault) {
           return try ProxyHeader.parse(bytes).map { ($0.length, .success($0.header)) }

@@ -75,7 +75,10 @@ private final class Oracle: DNSSource {
   }
 
   @Test func clientBehindALoadBalancerIsAskedAboutByItsOwnAddress() async throws {
-    let door = try door(Oracle("127.0.0.2")) { $0.proxyNetworks = [IPNetwork("127.0.0.1")!] }
+    let door = try door(Oracle("127.0.0.2")) {
+      $0.proxyNetworks = [IPNetwork("127.0.0.1")!]
+      $0.proxyPatience = .seconds(60)
+    }
     try await door.connect { client async throws in
       try await client.send("PROXY TCP4 203.0.113.9 198.51.100.1 4711 25\r\nEHLO c\r\nMAIL FROM:<a@b.test>\r\n")
       #expect(try await client.codes(3).last == "250 2.1.0")

@@ -13,7 +13,7 @@ import Testing
 
 /// A door with filters behind it.
 private func door(
-  _ milters: [ScriptedMilter], fallback: MilterSettings.Fallback = .temporaryFailure, timeout: Duration = .seconds(20),
+  _ milters: [ScriptedMilter], fallback: MilterSettings.Fallback = .temporaryFailure, timeout: Duration = .seconds(60),
   _ change: (inout ServerSettings) -> Void = { _ in }
 ) throws -> Door {
   let time = ManualTime()
@@ -39,7 +39,8 @@ private func on(
 }
 
 private func isTold(_ milter: ScriptedMilter, _ dialogue: String) async {
-  while milter.dialogue != dialogue { await Task.yield() }
+  await milter.isTold { $0 == dialogue }
+  #expect(milter.dialogue == dialogue)
 }
 
 private let content = "Subject: test\r\nX-Old: 1\r\nx-old: 2\r\n\tfolded\r\n\r\nfirst\r\nsecond"
@@ -246,7 +247,7 @@ private let content = "Subject: test\r\nX-Old: 1\r\nx-old: 2\r\n\tfolded\r\n\r\n
       #expect(try await client.say("QUIT").hasPrefix("221"))
       _ = try await client.reply()
     }
-    while milter.dialogue.last != "Q" { await Task.yield() }
+    await milter.isTold { $0.last == "Q" }
     #expect(milter.dialogue.filter { $0 != "A" && $0 != "Q" }.last == stage)
     #expect(try await door.bodies() == [content + "\r\n"])
     await door.close()
@@ -435,7 +436,7 @@ private let content = "Subject: test\r\nX-Old: 1\r\nx-old: 2\r\n\tfolded\r\n\r\n
     try await door.greet { client async throws in
       #expect(try await client.say("MAIL FROM:<a@b.test>") == "550 5.7.1 not here")
     }
-    while second.dialogue.filter({ $0 == "Q" }).count < 2 { await Task.yield() }
+    await second.isTold { $0.count { $0 == "Q" } == 2 }
     #expect(second.all("M").count == 1 && second.all("A").count == 1, "whoever was told is told that it has ended")
     await door.close()
     await first.stop()
@@ -522,6 +523,25 @@ private let content = "Subject: test\r\nX-Old: 1\r\nx-old: 2\r\n\tfolded\r\n\r\n
     await milter.stop()
   }
 
+  @Test func filterThatWasRestartedBetweenTwoMessagesIsAskedAnew() async throws {
+    let senders = Mutex(0)
+    let milter = try Scripted { packet in
+      guard packet.code == "M" else { return nil }
+      let count = senders.withLock { count in
+        count += 1
+        return count
+      }
+      return count == 2 ? .close : nil
+    }
+    let door = try door([milter])
+    try await door.greet { client async throws in
+      for _ in 0..<3 { #expect(try await client.mail(content).hasPrefix("250")) }
+    }
+    #expect(milter.connections == 2)
+    await door.close()
+    await milter.stop()
+  }
+
   @Test func filterThatDiesAfterChangesHasChangedNothing() async throws {
     let milter = try Scripted { packet in
       packet.code == "E" ? .packets([Scripted.packet("h", "X-Half", "done"), [0, 0, 0, 0]]) : nil
@@ -581,7 +601,7 @@ private let content = "Subject: test\r\nX-Old: 1\r\nx-old: 2\r\n\tfolded\r\n\r\n
     let door = try door([milter], timeout: .seconds(600))
     try await door.greet { client async throws in
       try await client.send("MAIL FROM:<a@b.test>\r\nRCPT TO:<contact@relay.test>\r\nDATA\r\n\(content)\r\n.\r\n")
-      while milter.all("E").isEmpty { await Task.yield() }
+      await milter.isTold { $0.contains("E") }
       await door.close()
     }
     #expect(door.queued.isEmpty)

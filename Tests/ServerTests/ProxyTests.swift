@@ -12,6 +12,7 @@ import Testing
   {
     try Door(trusting: networks) { settings in
       settings.proxyNetworks = [IPNetwork("127.0.0.1")!]
+      settings.proxyPatience = .seconds(60)
       change(&settings)
     }
   }
@@ -85,6 +86,16 @@ import Testing
     }
     #expect(await door.lines.line(containing: "PROXY header").contains("proxy_protocol_networks"))
     #expect(door.server.counters.connections == 0)
+    await door.close()
+  }
+
+  @Test func silentLoadBalancerIsNotWaitedForForEver() async throws {
+    let door = try door { $0.proxyPatience = .milliseconds(100) }
+    try await door.connect { client async throws in
+      try await client.send("PROXY TCP4 203.0.113.9")
+      #expect((try? await client.reply()) ?? "" == "")
+    }
+    #expect(await door.lines.line(containing: "connection closed").contains("timed out: the PROXY header"))
     await door.close()
   }
 

@@ -28,11 +28,40 @@ final class ScriptedMilter: Sendable {
     var packets: [Packet] = []
     var connections = 0
     var streams: [Served] = []
+    var waiters: [(condition: @Sendable (String) -> Bool, wake: CheckedContinuation<Void, Never>)] = []
+    /// All that came but negotiation and macros, as letters.
+    var dialogue = ""
   }
   private let state = Mutex(State())
 
   /// All that came but negotiation and macros, as letters.
-  var dialogue: String { String(packets.map(\.code).filter { $0 != "O" && $0 != "D" }) }
+  var dialogue: String { state.withLock { $0.dialogue } }
+
+  /// Returns once the dialogue is so, now or later.
+  func isTold(_ condition: @escaping @Sendable (String) -> Bool) async {
+    await withCheckedContinuation { wake in
+      let isSo = state.withLock { state in
+        if condition(state.dialogue) { return true }
+        state.waiters.append((condition, wake))
+        return false
+      }
+      if isSo { wake.resume() }
+    }
+  }
+
+  private func take(_ packet: Packet) {
+    let woken = state.withLock { state in
+      state.packets.append(packet)
+      guard packet.code != "O", packet.code != "D" else { return [] as [CheckedContinuation<Void, Never>] }
+      state.dialogue.append(packet.code)
+      let dialogue = state.dialogue
+      let woken = state.waiters.filter { $0.condition(dialogue) }.map(\.wake)
+      state.waiters.removeAll { $0.condition(dialogue) }
+      return woken
+    }
+    for wake in woken { wake.resume() }
+  }
+
   var packets: [Packet] { state.withLock { $0.packets } }
   var connections: Int { state.withLock { $0.connections } }
   func all(_ code: Character) -> [Packet] { packets.filter { $0.code == code } }
@@ -65,7 +94,7 @@ final class ScriptedMilter: Sendable {
     acceptor = listener.accept(on: loop) { descriptor in
       Task(executorPreference: loop) {
         let served = Served(loop: loop) { packet in
-          later.milter?.state.withLock { $0.packets.append(packet) }
+          later.milter?.take(packet)
           if let special = answer(packet) { return special }
           return Self.usual(packet, version, flags)
         }
