@@ -60,6 +60,8 @@ actor Session {
     guard let stream = try? ByteStream(adopting: descriptor, on: loop) else { return }
     self.stream = stream
     client = stream.peer.address
+    // It has gone before anybody could see who it was.
+    if client.isUnspecified { return stream.close() }
     if let refusal = server.enter(self, from: client) {
       server.turnAway(client, refusal)
       send(refusal)
