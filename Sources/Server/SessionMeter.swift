@@ -12,6 +12,7 @@ struct SessionMeter {
   private var contentOctets = 0
   /// Commands since the last message that was taken.
   private var commands = 0
+  private var excessRecipients = 0
   private(set) var transactions = 0
   private var longLine = 0
   /// The limit that the deadline of the latest wait stands for.
@@ -32,6 +33,11 @@ struct SessionMeter {
     switch action {
     // A recipient counts when it is refused.
     case .checkRecipient: return commands <= limit
+    // Whoever has more recipients than we take at once says them all before it reads that (RFC 5321 4.5.3.1.10), and
+    // must not fail with the whole message for it.
+    case .reply(Replies.tooManyRecipients):
+      excessRecipients += 1
+      return excessRecipients <= limit * 10
     case .receiveData, .close: return true
     case .receiveChunk(let count, let last) where last || count >= Self.smallestChunk: return true
     default:
@@ -48,7 +54,10 @@ struct SessionMeter {
     return longLine <= Self.longestLine
   }
 
-  mutating func messageTaken() { commands = 0 }
+  mutating func messageTaken() {
+    commands = 0
+    excessRecipients = 0
+  }
 
   // MARK: Time
 
