@@ -23,6 +23,8 @@ public struct GlobalSettings: Sendable {
   /// The name of this relay: banner, EHLO, Received, Message-ID.
   public var defaultHostname = "localhost"
   public var defaultFrom = ""
+  /// The account that the daemon becomes once its ports are bound, when root starts it.
+  public var user: String?
   public var configDir = ""
   public var domainsDir = ""
   public var usersDir = ""
@@ -70,8 +72,6 @@ public struct GlobalSettings: Sendable {
   public var srsSecrets: [Secret] = []
   /// nil: ``defaultHostname``.
   public var srsDomain: String?
-  /// The account that the daemon becomes once its ports are bound, when root starts it.
-  public var user: String?
 
   public init() {}
 }
