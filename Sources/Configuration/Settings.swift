@@ -24,6 +24,8 @@ public struct GlobalSettings: Sendable {
   /// The name of this relay: banner, EHLO, Received, Message-ID.
   public var defaultHostname = "localhost"
   public var defaultFrom = ""
+  /// The account that the daemon becomes once its ports are bound, when root starts it.
+  public var user: String?
   public var configDir = ""
   public var domainsDir = ""
   public var usersDir = ""
@@ -77,8 +79,6 @@ public struct GlobalSettings: Sendable {
   public var authBanTime = Duration.seconds(900)
   /// Load balancers, DNS lists and mail filters between clients and the queue.
   public var filters = FilterSettings()
-  /// The account that the daemon becomes once its ports are bound, when root starts it.
-  public var user: String?
 
   public init() {}
 }

@@ -1,7 +1,6 @@
 // The content of one message on its way in: kept in memory while it is small, streamed into a file of its own when
 // it is not, so that a session costs a bounded amount of memory whatever it sends.
 
-import Glibc
 import Message
 import Primitives
 import SMTP
@@ -79,21 +78,21 @@ final class ContentReceiver {
     if refusal == nil { makeRoom(bytes.count) }
     let before = buffer.count
     guard let (consumed, isFinished) = try? decoder.decode(bytes, into: &buffer) else { return (bytes.count, true) }
+    if refusal == nil, bytes[..<consumed].holdsNUL { refuse(Replies.nulOctet) }
     if decoder.octetCount > limit { refuse(Replies.tooLarge(limit: limit)) }
     if decoder.sawBareLineBreak { refuse(Replies.bareLineBreak) }
     if !header.hasEnded, refusal == nil { buffer.withUnsafeBytes { measure($0[before...]) } }
-    if refusal == nil, Self.holdsNUL(bytes[..<consumed]) { refuse(Replies.nulOctet) }
     return (consumed, isFinished)
   }
 
   /// Takes octets of a BDAT chunk.
   func take(_ bytes: UnsafeRawBufferPointer) {
+    if refusal == nil, bytes[...].holdsNUL { refuse(Replies.nulOctet) }
     chunkOctets += bytes.count
     scanner.scan(bytes)
     if chunkOctets > limit { refuse(Replies.tooLarge(limit: limit)) }
     if scanner.sawBareLineBreak { refuse(Replies.bareLineBreak) }
     if !header.hasEnded { measure(bytes[...]) }
-    if refusal == nil, Self.holdsNUL(bytes[...]) { refuse(Replies.nulOctet) }
     guard refusal == nil else { return }
     makeRoom(bytes.count)
     buffer.append(contentsOf: bytes)
@@ -102,11 +101,6 @@ final class ContentReceiver {
   private func measure(_ bytes: Slice<UnsafeRawBufferPointer>) {
     header.scan(UnsafeRawBufferPointer(rebasing: bytes))
     if header.count > headerLimit { refuse(Replies.headerTooLarge(limit: headerLimit)) }
-  }
-
-  private static func holdsNUL(_ bytes: Slice<UnsafeRawBufferPointer>) -> Bool {
-    let bytes = UnsafeRawBufferPointer(rebasing: bytes)
-    return bytes.baseAddress.map { memchr($0, 0, bytes.count) != nil } ?? false
   }
 
   /// One allocation for a piece, instead of one for each doubling up to it.

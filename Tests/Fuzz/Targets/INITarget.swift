@@ -5,7 +5,7 @@ import Configuration
 
 extension FuzzTarget {
   /// Files, separated by NUL: the main file, then a domain, a user, a mapping, and another domain.
-  static let ini = FuzzTarget("ini", limit: 6000) { input in
+  static let ini = FuzzTarget("ini", limit: 2500) { input in
     let texts = input.split(separator: 0, omittingEmptySubsequences: false)
     let paths = ["/c/m.conf", "/c/domains/a.conf", "/c/users/a.conf", "/c/mappings/a.conf", "/c/domains/b.conf"]
     var files = MemoryFiles()
