@@ -20,7 +20,7 @@ extension Session {
   /// Why an address that has guessed too often gets no session where there is nothing to do but to log in.
   /// Mail for our aliases still comes in on port 25.
   func refusalOfBanned() -> Reply? {
-    guard role.requiresAuthentication, server.guardian.isBanned(client), !settings.router.isTrusted(client) else {
+    guard role.requiresAuthentication, server.guardian.isBanned(client), !isTrustedClient else {
       return nil
     }
     server.guardian.countTurnedAway()
