@@ -78,7 +78,7 @@ struct ReferenceSession {
     let words = Self.words(line)
     let verb = words?.first ?? ""
     // Content that did not wait, and what a browser posts: the connection ends, and nothing of it is a command.
-    if verb == "DATA", answer.code != 354, !input.isEmpty { hasEnded = true }
+    if words == ["DATA"], answer.code != 354, !input.isEmpty { hasEnded = true }
     if answer.code == 554,
       ["GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE", "PRI"].contains(verb)
     {
