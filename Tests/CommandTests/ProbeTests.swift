@@ -20,7 +20,7 @@ import Testing
       security: security, login: .init(mechanism: mechanism, username: Gmail.user, secret: password),
       serverName: serverName, heloName: "mailer.dreamlikelabs.com")
     target.caFile = trusts ? gmail.caFile : nil
-    target.timeout = .seconds(5)
+    target.timeout = .seconds(60)
     let report = await UpstreamProbe(target).run(on: Gmail.clientLoop)
     await gmail.stop()
     return report
@@ -181,7 +181,7 @@ import Testing
       login: .init(mechanism: .plain, username: Gmail.user, secret: Gmail.password), serverName: "localhost",
       heloName: "h.example")
     target.caFile = gmail.caFile
-    target.timeout = .seconds(5)
+    target.timeout = .seconds(60)
     let report = await UpstreamProbe(target, names: Table(addresses: ["127.0.0.2", "127.0.0.1"])).run(
       on: Gmail.clientLoop)
     await gmail.stop()
