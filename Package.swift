@@ -103,7 +103,7 @@ let package = Package(
     .target(
       name: "FuzzTargets",
       dependencies: [
-        "Primitives", "SMTP", "Message", "OAuth", "Configuration", "Routing", "Network", "Spool", "Server",
+        "Primitives", "SMTP", "Message", "OAuth", "Configuration", "Routing", "Network", "Spool", "Filters", "Server",
         "TestSupport", "CChecksum", logging,
       ],
       path: "Tests/Fuzz/Targets", swiftSettings: strict),

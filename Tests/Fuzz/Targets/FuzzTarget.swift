@@ -26,7 +26,9 @@ public struct FuzzTarget: Sendable {
 
   public static func named(_ name: String) -> FuzzTarget? { all.first { $0.name == name } }
 
-  public static let all: [FuzzTarget] = [address, command, data, dns, header, ini, reply, session, spool, text]
+  public static let all: [FuzzTarget] = [
+    address, command, data, dns, header, ini, milter, proxy, reply, session, spool, text,
+  ]
 }
 
 /// Takes an input apart: the first octets steer, the rest is what is read.
