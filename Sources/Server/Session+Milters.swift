@@ -41,7 +41,8 @@ extension Session {
     let local = proxied?.ends?.destination ?? stream.local
     let port = proxied?.ends?.source.port ?? stream.peer.port
     return MilterConnection(
-      hostname: settings.hostname, client: Endpoint(address: client, port: port), local: local)
+      hostname: settings.hostname, client: Endpoint(address: client, port: port), local: local,
+      daemon: role.rawValue)
   }
 
   func closeMilters() { for milter in milters { milter.close() } }

@@ -9,7 +9,7 @@ import Testing
 @testable import Server
 
 /// Says of every client the same, once it may.
-private final class Oracle: DNSSource {
+final class Oracle: DNSSource {
   private let answer: DNSAnswer
   private let isSilent: Bool
   private let asked = Mutex(0)
