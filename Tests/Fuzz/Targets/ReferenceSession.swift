@@ -95,9 +95,11 @@ struct ReferenceSession {
     if words?.first != "BDAT" { try expect(!answer.isQueued, "a message was taken without content") }
   }
 
-  /// The words of a line that is one, in capitals.
+  /// The words of a line that is one, in capitals. No command begins with a blank.
   private static func words(_ line: ArraySlice<UInt8>) -> [String]? {
-    guard line.count <= 2048, line.count >= 2, line.dropLast().firstIndex(of: 0x0d) == line.endIndex - 2 else {
+    guard line.count <= 2048, line.count >= 2, line.first != 0x20, line.first != 0x09,
+      line.dropLast().firstIndex(of: 0x0d) == line.endIndex - 2
+    else {
       return nil
     }
     return line.dropLast(2).split { $0 == 0x20 || $0 == 0x09 }.map {
