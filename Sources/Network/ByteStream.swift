@@ -9,6 +9,8 @@ import Primitives
 /// A connected socket with an input and an output buffer.
 public final class ByteStream {
   public let peer: Endpoint
+  /// False when the other end had gone before anybody could see who it was.
+  public let hasPeer: Bool
   public let local: Endpoint
   let loop: EventLoop
   let watcher: Watcher
@@ -45,6 +47,7 @@ public final class ByteStream {
     setsockopt(descriptor, CInt(IPPROTO_TCP), TCP_NODELAY, &one, socklen_t(MemoryLayout<CInt>.size))
     let none = Endpoint(address: .ipv4Any, port: 0)
     peer = Socket.endpoint(of: descriptor, peer: true) ?? none
+    hasPeer = Socket.hasPeer(descriptor)
     local = Socket.endpoint(of: descriptor, peer: false) ?? none
   }
 

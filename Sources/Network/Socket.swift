@@ -47,7 +47,14 @@ enum Socket {
     }
   }
 
+  /// Whether there is anybody at the other end, of whatever family.
+  static func hasPeer(_ descriptor: CInt) -> Bool { name(of: descriptor, peer: true) != nil }
+
   static func endpoint(of descriptor: CInt, peer: Bool) -> Endpoint? {
+    name(of: descriptor, peer: peer).flatMap(endpoint(from:))
+  }
+
+  private static func name(of descriptor: CInt, peer: Bool) -> sockaddr_storage? {
     var storage = sockaddr_storage()
     var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
     let outcome = withUnsafeMutablePointer(to: &storage) {
@@ -55,7 +62,7 @@ enum Socket {
         peer ? getpeername(descriptor, $0, &length) : getsockname(descriptor, $0, &length)
       }
     }
-    return outcome == 0 ? endpoint(from: storage) : nil
+    return outcome == 0 ? storage : nil
   }
 
   static func make(for address: IPAddress) throws(NetworkError) -> CInt {

@@ -66,9 +66,7 @@ actor Session {
   func run(_ descriptor: CInt) async {
     guard let stream = try? ByteStream(adopting: descriptor, on: loop) else { return }
     self.stream = stream
-    guard await identifyClient(stream) else { return stream.close() }
-    // It has gone before anybody could see who it was.
-    if client.isUnspecified { return stream.close() }
+    guard stream.hasPeer, await identifyClient(stream) else { return stream.close() }
     let banned = refusalOfBanned()
     if let refusal = banned ?? server.enter(self, from: client) {
       if banned == nil {

@@ -42,7 +42,8 @@ import Testing
 
   /// A door for users, whose certificate the returned context trusts.
   static func door(
-    _ role: ListenerRole, trusting networks: [String] = [], withUsers: Bool = true, failures: Int = 10
+    _ role: ListenerRole, trusting networks: [String] = [], withUsers: Bool = true, failures: Int = 10,
+    headerSize: Int = 256 << 10
   ) throws -> (door: Door, tls: TLSContext) {
     let tls = try makeTLS()
     let router = try router(trusting: networks, withUsers: withUsers)
@@ -50,6 +51,7 @@ import Testing
       $0.router = router
       $0.tls = tls.server
       $0.loginLimits = LoginLimits(maximumFailures: failures, banTime: .seconds(900))
+      $0.limits.headerSize = headerSize
     }
     return (door, tls.client)
   }
@@ -400,7 +402,7 @@ import Testing
   }
 
   @Test func headerThatIsTooLongToBeSeenWholeIsLeftAlone() async throws {
-    let door = try Self.door(.submission)
+    let door = try Self.door(.submission, headerSize: 1 << 20)
     let header = String(repeating: "X-Filler: 0123456789\r\n", count: 20_000)
     try await secured(door, .submission) { client async throws in
       #expect(try await client.say("AUTH PLAIN \(Self.plain)").hasPrefix("235"))

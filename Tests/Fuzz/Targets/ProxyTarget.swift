@@ -1,51 +1,43 @@
-// What a load balancer sends first: the same header whatever follows it, never one that is longer than the octets
-// that it was read from, and nothing before it is complete.
+// The header of a load balancer: what is read does not depend on what follows, and nothing is read before it is whole.
 
 import Primitives
 import SMTP
 
 extension FuzzTarget {
-  static let proxy = FuzzTarget("proxy", limit: 2400) { input in
-    guard let (header, length) = try parse(input[...]) else {
-      // Whoever sends on has to come to an end.
-      if input.count >= ProxyHeader.maximumLength { try expect(isFault(input[...]), "no end is found") }
-      return
-    }
-    try expect(length <= input.count && length <= ProxyHeader.maximumLength, "\(length) of \(input.count) octets")
-    try expect(length > 0, "a header without octets")
-    for end in [length - 1, length / 2, 1, 0] where end < length {
-      try expect(try parse(input[..<end]) == nil && !isFault(input[..<end]), "\(end) of \(length) octets are enough")
-    }
-    for suffix in [[], [0x0d, 0x0a], Array("PROXY UNKNOWN\r\n".utf8)] as [[UInt8]] {
-      let again = try parse((input[..<length] + suffix)[...])
-      try expect(again?.0 == header && again?.1 == length, "what follows changes the header")
-    }
-    guard let ends = header.ends, ends.source.address.isIPv4 == ends.destination.address.isIPv4 else { return }
-    let family = ends.source.address.isIPv4 ? "TCP4" : "TCP6"
-    let line =
-      "PROXY \(family) \(ends.source.address) \(ends.destination.address) \(ends.source.port) \(ends.destination.port)\r\n"
-    try expect(try parse(Array(line.utf8)[...])?.0 == header, "\(line.dropLast()) is another header")
-  }
-
-  private static func parse(_ bytes: ArraySlice<UInt8>) throws(Violation) -> (ProxyHeader, Int)? {
-    let outcome: Result<(ProxyHeader, Int)?, ProxyHeader.Fault> = Array(bytes).withUnsafeBytes { raw in
-      do throws(ProxyHeader.Fault) { return .success(try ProxyHeader.parse(raw).map { ($0.header, $0.length) }) } catch
-      {
-        return .failure(error)
+  static let proxy = FuzzTarget("proxy", limit: 2600) { input in
+    let whole = read(input[...])
+    if case .header(let header, let length) = whole {
+      try expect(length > 0 && length <= input.count && length <= ProxyHeader.maximumLength, "a length of \(length)")
+      try expect(read(input[..<length]) == whole, "what follows the header changes it")
+      for count in stride(from: 0, to: length, by: max(1, length / 16)) {
+        guard case .more = read(input[..<count]) else {
+          throw Violation(description: "\(count) octets of \(length) are taken for something")
+        }
+      }
+      for end in [header.ends?.source, header.ends?.destination] {
+        if let end { try expect(Endpoint("\(end)") == end, "\(end) cannot be written down") }
       }
     }
-    switch outcome {
-    case .success(let result): return result
-    case .failure(let fault):
-      try expect(isOneLine(fault.description), "the fault breaks the log")
-      return nil
+    if case .fault(let text) = whole { try expect(isOneLine(text), "the error breaks its line") }
+    // Whatever comes, the end of waiting is near.
+    if input.count > ProxyHeader.maximumLength {
+      guard case .more = whole else { return }
+      throw Violation(description: "\(input.count) octets are not enough")
     }
   }
 
-  private static func isFault(_ bytes: ArraySlice<UInt8>) -> Bool {
+  private enum Read: Equatable {
+    case header(ProxyHeader, Int)
+    case more
+    case fault(String)
+  }
+
+  private static func read(_ bytes: ArraySlice<UInt8>) -> Read {
     Array(bytes).withUnsafeBytes { raw in
-      do throws(ProxyHeader.Fault) { _ = try ProxyHeader.parse(raw) } catch { return true }
-      return false
+      do throws(ProxyHeader.Fault) {
+        guard let (header, length) = try ProxyHeader.parse(raw) else { return .more }
+        return .header(header, length)
+      } catch { return .fault(error.description) }
     }
   }
 }
