@@ -55,7 +55,8 @@ extension FuzzTarget {
       try expect(!octets.contains(0), "NUL in the header")
       for (index, byte) in octets.enumerated() {
         let isBare =
-          byte == 0x0d ? index + 1 == octets.count || octets[index + 1] != 0x0a
+          byte == 0x0d
+          ? index + 1 == octets.count || octets[index + 1] != 0x0a
           : byte == 0x0a ? index == 0 || octets[index - 1] != 0x0d : false
         try expect(!isBare, "a bare line break in the header")
       }
