@@ -52,6 +52,8 @@ class Relay:
         text = text.replace("/var/log/ssmtp-mailer.log", f"{self.folder}/relay.log")
         text = text.replace("enable_rate_limiting = true", "enable_rate_limiting = false")
         text += f"\nlisten = 127.0.0.1:{self.port}\nqueue_dir = {self.folder}/queue\n"
+        if os.geteuid() == 0:
+            text += "user = root\n"
         text += f"admin_socket = {self.folder}/admin.sock\ntrusted_networks = 127.0.0.1\n"
         text += f"max_client_connections = {CLIENTS + 3000}\nmax_client_connections_per_ip = {CLIENTS + 3000}\n"
         open(main, "w").write(text)

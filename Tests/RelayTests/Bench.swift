@@ -229,6 +229,16 @@ final class Bench: Sendable {
       let bytes = Files.bytes(file)
       for form in forms { #expect(!bytes.holds(form), "\(file) shows a secret, \(form)") }
     }
+    // What users type is in the files of their clients, but not in those of the daemon.
+    let own = files.filter { file in
+      file.hasPrefix(queue) || ["/relay.log", "/daemon.out", "/daemon.err"].contains { file.hasSuffix($0) }
+    }
+    for file in own {
+      let bytes = Files.bytes(file)
+      for form in Self.forms(of: EndToEnd.SubmissionPorts.password) {
+        #expect(!bytes.holds(form), "\(file) shows the password of a user, \(form)")
+      }
+    }
     for message in upstream.messages {
       for form in forms { #expect(!message.content.holds(form), "a message shows a secret, \(form)") }
     }
