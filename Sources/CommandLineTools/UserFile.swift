@@ -129,7 +129,14 @@ public enum ConfigurationFile {
     if like.st_uid != geteuid() || like.st_gid != getegid(), fchown(descriptor, like.st_uid, like.st_gid) != 0 {
       throw failure(path)
     }
-    let mode = exists ? like.st_mode & 0o660 : 0o640
+    var mode = exists ? like.st_mode & 0o660 : 0o640
+    if exists, like.st_mode & 0o004 != 0 {
+      // What everybody could read was read as everybody by the daemon: it goes on as the group of the directory.
+      var place = stat()
+      guard stat(directory, &place) == 0 else { throw failure(directory) }
+      if place.st_gid != like.st_gid, fchown(descriptor, like.st_uid, place.st_gid) != 0 { throw failure(path) }
+      mode |= 0o040
+    }
     guard fchmod(descriptor, mode) == 0 else { throw failure(path) }
     var rest = bytes[...]
     while !rest.isEmpty {

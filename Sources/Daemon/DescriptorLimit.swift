@@ -26,7 +26,8 @@ enum DescriptorLimit {
       if setrlimit(kind, &raised) == 0 { limit = raised }
     }
     let available = Int(clamping: limit.rlim_cur)
-    let clients = clients(available: available, reserve: reserve(settings))
+    let clients = clients(
+      available: available, reserve: reserve(settings), milters: settings.global.filters.milters.count)
     guard clients < server.maximumConnections else { return }
     log.warning(
       "max_client_connections = \(server.maximumConnections) needs more files than the process may open (\(available)): \(clients) clients are let in; raise LimitNOFILE= of the unit or `ulimit -n`"
@@ -34,6 +35,9 @@ enum DescriptorLimit {
     server.maximumConnections = clients
   }
 
-  /// A client with a large message has a file beside its socket: there is room for a quarter of them to have one.
-  static func clients(available: Int, reserve: Int) -> Int { max((available - reserve) * 4 / 5, 10) }
+  /// A client with a large message has a file beside its socket: there is room for a quarter of them to have one. And
+  /// each has a connection to each mail filter.
+  static func clients(available: Int, reserve: Int, milters: Int) -> Int {
+    max((available - reserve) * 4 / (5 + 4 * milters), 10)
+  }
 }

@@ -24,7 +24,8 @@ extension ServerSettings {
     guard !filters.dnsLists.isEmpty else { return }
     dnsLists = DNSLists(
       filters.dnsLists.map { DNSListSettings(domain: $0.domain, pattern: $0.pattern) },
-      source: DNSClient(server: filters.dnsServer), time: time, timeout: filters.dnsListTimeout, log: log)
+      source: DNSClient(server: filters.dnsServer), server: filters.dnsServer.map { "\($0)" } ?? "", time: time,
+      timeout: filters.dnsListTimeout, log: log)
   }
 }
 

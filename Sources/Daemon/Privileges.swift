@@ -73,7 +73,10 @@ enum Privileges {
     guard let wanted = account(name) else { throw unknown(name) }
     if wanted.user == 0 {
       // For tests and for a first try in a container.
-      guard (global.listen + global.listenSubmission + global.listenSMTPS).allSatisfy(\.address.isLoopback) else {
+      guard
+        (global.listen + global.listenSubmission + global.listenSMTPS + global.metricsListen).allSatisfy(
+          \.address.isLoopback)
+      else {
         throw DaemonError(
           "user = \(name): as root the daemon serves loopback addresses only; name an account without rights, or "
             + "listen on 127.0.0.1 and [::1]", exitStatus: 78)

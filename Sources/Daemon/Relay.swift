@@ -210,6 +210,9 @@ public final class Relay: Sendable {
     let fingerprint = CertificateFiles(settings.global)?.fingerprint()
     var serverSettings = try ServerSettings(settings, router: router)
     serverSettings.readFilters(settings, log: log, time: time)
+    if serverSettings.tls == nil, let listener = listeners.first(where: \.role.requiresAuthentication) {
+      throw DaemonError("\(listener) needs a certificate: set tls_certificate and tls_key", exitStatus: 78)
+    }
     DescriptorLimit.raise(for: settings, &serverSettings, log)
     do throws(LogError) { try output.reopen(settings.logDestination) } catch { throw DaemonError(error.description) }
     output.level = settings.logLevel

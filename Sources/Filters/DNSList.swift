@@ -47,6 +47,8 @@ public actor DNSLists {
   public nonisolated let lists: [DNSListSettings]
   /// For all lists together.
   public nonisolated let timeout: Duration
+  /// Who is asked, for whoever wants to know whether that has changed.
+  public nonisolated let server: String
   private let source: any DNSSource
   private let time: any Timekeeper
   private let log: Logger
@@ -81,8 +83,10 @@ public actor DNSLists {
   private static let pause = Duration.seconds(120)
 
   public init(
-    _ lists: [DNSListSettings], source: any DNSSource, time: any Timekeeper, timeout: Duration, log: Logger
+    _ lists: [DNSListSettings], source: any DNSSource, server: String = "", time: any Timekeeper, timeout: Duration,
+    log: Logger
   ) {
+    self.server = server
     self.lists = lists
     self.source = source
     self.time = time
@@ -100,11 +104,27 @@ public actor DNSLists {
     }
   }
 
-  /// Asks all lists at once whether an address is on one of them. The first in the order of the configuration counts.
+  /// Asks all lists at once whether an address is on one of them. The first in the order of the configuration counts,
+  /// of those that have answered in time. A question that is late goes on for those who come after.
   public func listing(of address: IPAddress) async -> DNSListing? {
-    let questions = lists.indices.map { place in Task { await self.listing(of: address, on: place) } }
-    for question in questions { if let listing = await question.value { return listing } }
-    return nil
+    let (answers, end) = AsyncStream<(place: Int, listing: DNSListing?)>.makeStream()
+    for place in lists.indices { Task { end.yield((place, await self.listing(of: address, on: place))) } }
+    let alarm = Task { [time, timeout] in
+      guard (try? await time.sleep(until: time.now + timeout)) != nil else { return }
+      end.finish()
+    }
+    defer { alarm.cancel() }
+    var known: [Int: DNSListing?] = [:]
+    for await answer in answers {
+      known[answer.place] = .some(answer.listing)
+      // As soon as no list before it can have another word.
+      for place in lists.indices {
+        guard let listing = known[place] else { break }
+        if let listing { return listing }
+      }
+      if known.count == lists.count { return nil }
+    }
+    return lists.indices.lazy.compactMap { known[$0] ?? nil }.first
   }
 
   private func listing(of address: IPAddress, on place: Int) async -> DNSListing? {

@@ -73,6 +73,9 @@ public struct EditableHeader: Sendable {
     return octets + separator
   }
 
+  /// Ends the header, so that a body can follow where there was none.
+  public mutating func terminate() { separator = [0x0d, 0x0a] }
+
   /// Forgets what was deleted: the next filter counts anew.
   public mutating func settle() { lines.removeAll(where: \.isDeleted) }
 

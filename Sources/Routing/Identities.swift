@@ -49,8 +49,11 @@ public struct Identities: Sendable {
     return (nil, hashes[Int(hasher.finalize().magnitude % UInt(hashes.count))])
   }
 
-  /// Whether `identity` could still log in, as far as the configuration says.
-  public func isKnown(_ identity: String) -> Bool { mailbox(of: identity).map { logins[$0.canonical] != nil } ?? false }
+  /// Whether `identity` could still log in with the password that `hash` stands for.
+  public func isKnown(_ identity: String, as hash: PasswordHash?) -> Bool {
+    guard let login = mailbox(of: identity).flatMap({ logins[$0.canonical] }) else { return false }
+    return login.hash == hash
+  }
 
   /// Whether `sender` is an address of `identity`: its own, also with a `+tag`, or one of its `send_as`.
   func owns(_ identity: Mailbox, _ sender: Mailbox) -> Bool {

@@ -12,15 +12,17 @@ final class GatheredContent {
   private var buffer: [UInt8] = []
   private var writer: (any ContentWriter)?
   private(set) var count = 0
+  private var endsWithCR = false
 
   private static let memoryLimit = 256 * 1024
 
   init(store: any QueueStore) { self.store = store }
 
   nonisolated(nonsending) func append(_ piece: [UInt8]) async throws(QueueError) {
-    count += piece.count
+    let before = buffer.count
+    take(piece)
+    count += buffer.count - before
     guard store.admits(count) else { throw .full }
-    buffer += piece
     guard buffer.count > Self.memoryLimit else { return }
     // Under a number of its own: that of the message belongs to what the client has sent.
     if writer == nil { writer = try await store.makeContentWriter(for: store.nextID()) }
@@ -29,8 +31,28 @@ final class GatheredContent {
     try await writer?.write(full)
   }
 
+  /// Filters are programs like others, and many write lines that end with LF. What leaves has CRLF and no NUL, or the
+  /// next server would see other lines than we do.
+  private func take(_ piece: [UInt8]) {
+    buffer.reserveCapacity(buffer.count + piece.count)
+    for byte in piece {
+      if byte == 0x0a {
+        if !endsWithCR { buffer.append(0x0d) }
+      } else if endsWithCR {
+        buffer.append(0x0a)
+      }
+      endsWithCR = byte == 0x0d
+      buffer.append(byte == 0 ? 0x20 : byte)
+    }
+  }
+
   /// Moves what is left to where the rest is, so that all can be read in one way.
   nonisolated(nonsending) func finish() async throws(QueueError) -> BodyPlace {
+    if endsWithCR {
+      endsWithCR = false
+      buffer.append(0x0a)
+      count += 1
+    }
     guard let writer else { return .memory(buffer, from: 0) }
     if !buffer.isEmpty { try await writer.write(buffer) }
     buffer = []

@@ -24,9 +24,7 @@ extension SMTPServer.State {
 extension SMTPServer {
   /// Shows another certificate from the next handshake on; sessions that have TLS keep theirs.
   public func show(_ context: TLSContext) {
-    var settings = settings
-    settings.tls = context
-    configure(settings)
+    change { $0.tls = context }
   }
 
   /// Counts that somebody has reached a limit.

@@ -135,6 +135,12 @@ public final class SMTPServer: Sendable {
     version.add(1, ordering: .releasing)
   }
 
+  /// Changes a part of them, whoever else changes another one.
+  func change(_ body: (inout ServerSettings) -> Void) {
+    state.withLock { body(&$0.settings) }
+    version.add(1, ordering: .releasing)
+  }
+
   /// Counts the calls of ``configure(_:)``, so that sessions need not look at the settings for each command.
   private let version = Atomic<Int>(0)
   var settingsVersion: Int { version.load(ordering: .acquiring) }

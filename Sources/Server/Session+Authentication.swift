@@ -33,7 +33,9 @@ extension Session {
 
   /// The refusal of a session whose user is no longer one: a reload must not wait for the connection to end.
   func refusalOfIdentity() -> Reply? {
-    guard let identity = machine.identity, !settings.router.identities.isKnown(identity) else { return nil }
+    guard let identity = machine.identity, !settings.router.identities.isKnown(identity, as: loginHash) else {
+      return nil
+    }
     return Reply(550, "5.7.1", "\(identity) may not log in any more")
   }
 
@@ -120,6 +122,7 @@ extension Session {
     if let identity, isRight, Self.acts(claim.authorizationIdentity, as: identity) {
       guardian.succeeded(client)
       machine.authenticated(identity)
+      loginHash = hash
       server.log.info("\(client): logged in, user=<\(Self.shown(identity))>, method=\(mechanism.rawValue)")
       send(Replies.authenticated)
       return true
@@ -163,6 +166,7 @@ extension Session {
   private func fail(with reply: Reply) -> Bool {
     send(reply)
     guard let last = machine.authenticationFailed() else { return true }
+    server.reached(.errors, client, "sent away: \(last)")
     send(last)
     farewell = Self.longFarewell
     return false

@@ -10,28 +10,9 @@ extension Session {
   /// Asks about the client, unless it is one of ours. The banner does not wait for that.
   func askLists() {
     guard let lists = settings.dnsLists, standing != .trusted else { return }
-    let (client, time, timeout) = (client, server.time, lists.timeout)
+    let client = client
     // On no loop: the verdict of a list that is slow must not be late for the others.
-    listed = Task { await Self.within(timeout, time) { await lists.listing(of: client) } }
-  }
-
-  /// What `question` brings, or nil when it takes too long. Who is late goes on for those who come after.
-  private static func within(
-    _ timeout: Duration, _ time: any Timekeeper, _ question: @escaping @Sendable () async -> DNSListing?
-  ) async -> DNSListing? {
-    let (answers, end) = AsyncStream<DNSListing?>.makeStream(bufferingPolicy: .bufferingOldest(1))
-    let asking = Task {
-      end.yield(await question())
-      end.finish()
-    }
-    let alarm = Task {
-      guard (try? await time.sleep(until: time.now + timeout)) != nil else { return }
-      end.finish()
-    }
-    defer { alarm.cancel() }
-    for await answer in answers { return answer }
-    _ = asking
-    return nil
+    listed = Task { await lists.listing(of: client) }
   }
 
   /// The refusal of a recipient because of where its mail comes from. A postmaster is reachable for everybody, so that
@@ -41,8 +22,11 @@ extension Session {
     guard let listing = await listed.value else { return nil }
     let answers = listing.answers.map(\.description).joined(separator: ", ")
     let isRefused = settings.refusesListed
-    server.log.notice(
-      "\(client): listed by \(listing.domain) (\(answers))\(isRefused ? "" : ", let in all the same"): \(listing.text)")
+    if !isListingTold {
+      isListingTold = true
+      let fate = isRefused ? "" : ", let in all the same"
+      server.log.notice("\(client): listed by \(listing.domain) (\(answers))\(fate): \(listing.text)")
+    }
     guard isRefused else { return nil }
     server.count { $0.listed += 1 }
     let text = listing.text.isEmpty ? "" : "; \(listing.text)"

@@ -13,6 +13,8 @@ import Spool
 struct FilteredTransaction {
   /// The identifier under which the message will be queued, which filters are told from the beginning.
   var id: QueueID?
+  /// What each accepted RCPT has come to: two may share an address, and a filter may remove one of them.
+  var asked: [(original: String, recipients: [Recipient])] = []
   /// Why the message goes nowhere although the client is told that all is well.
   var discarded: String?
   /// Why the message is to be queued on hold.
@@ -124,6 +126,11 @@ extension Session {
         bodyLimit: settings.maximumMessageSize)
       let verdict = await show(content.header, content.body, to: client, edit)
       if let body = edit.body { gathered.append(body) }
+      if isAborted {
+        // The filter has not failed, we have hung up: the client comes again with what was not acknowledged.
+        receiver.refuse(Self.shuttingDown(settings.hostname))
+        break
+      }
       if let trouble = edit.trouble {
         receiver.refuse(ContentReceiver.reply(for: trouble), because: trouble)
         break
@@ -140,6 +147,7 @@ extension Session {
       isChanged = true
       content.header = edit.header
       content.header.settle()
+      if edit.body != nil { content.header.terminate() }
       do throws(QueueError) { if let body = edit.body { content.body = try await body.finish() } } catch {
         receiver.refuse(ContentReceiver.reply(for: error), because: error)
         break
@@ -203,10 +211,9 @@ extension Session {
       let path = try ForwardPath(parsing: text)
       switch settings.router.route(recipient: path, sender: sender, client: .trusted, now: server.time.wallClock) {
       case .accept(let routes):
-        for route in routes {
-          addRecipient(
-            Recipient(address: route.address.description, original: path.text, account: route.account))
-        }
+        accept(
+          path.text,
+          routes.map { Recipient(address: $0.address.description, original: path.text, account: $0.account) })
       case .reject(let reply):
         server.log.error("milter \(name): the recipient <\(path.text)> that it adds has no route: \(reply)")
       }
@@ -215,7 +222,15 @@ extension Session {
 
   private func remove(recipient text: String) {
     let wanted = text.lowercased()
-    recipients.removeAll { $0.original.lowercased() == wanted }
+    filtered.asked.removeAll { $0.original.lowercased() == wanted }
+    recipients = []
+    for recipient in filtered.asked.flatMap(\.recipients) { addRecipient(recipient) }
+  }
+
+  /// Takes over what a recipient has come to.
+  func accept(_ original: String, _ new: [Recipient]) {
+    if !milters.isEmpty { filtered.asked.append((original, new)) }
+    for recipient in new { addRecipient(recipient) }
   }
 
   /// What has happened to a message before it was queued.

@@ -4,6 +4,7 @@ import Filters
 import Logging
 import Message
 import Network
+import Passwords
 import Primitives
 import Routing
 import SMTP
@@ -25,7 +26,11 @@ actor Session {
   /// nil when the client has connected itself.
   var proxied: ProxiedConnection?
   private(set) var isStopping = false
+  /// Whatever was under way is over: what others answer from now on is no verdict.
+  private(set) var isAborted = false
   var isWaitingForCommand = false
+  /// What the password of the login was held against: another one ends the session's right to send.
+  var loginHash: PasswordHash?
   /// Keeps the reply to a login back.
   var penalty: Task<Void, Never>?
   private var isShakingHands = false
@@ -48,6 +53,8 @@ actor Session {
   var milters: [MilterClient] = []
   var milterOpenings: [Task<Void, Never>] = []
   var filtered = FilteredTransaction()
+  /// Whether the log has it that the client is listed.
+  var isListingTold = false
   /// Which list in the DNS has the client; nil when nobody was asked.
   var listed: Task<DNSListing?, Never>?
 
@@ -120,11 +127,14 @@ actor Session {
   func shutDown() async {
     isStopping = true
     penalty?.cancel()
+    // Nobody loses anything by it, and a client that says nothing would hold up the stop.
+    if isShakingHands { stream?.close() }
     if isWaitingForCommand, !machine.transactionIsOpen { stream?.expireFill() }
   }
 
   /// Sends the client away whatever it is doing.
   func abort() {
+    isAborted = true
     penalty?.cancel()
     guard let stream else { return }
     if !isShakingHands {
@@ -325,20 +335,23 @@ actor Session {
     case .accept(let routes):
       if let refusal = await refusalByLists(of: path) {
         machine.recipientAnswered(accepted: false)
+        meter.recipientRefused()
         return send(refusal)
       }
       if let refusal = await askMilters(recipient: path) {
         server.log.notice("\(client): refused from=<\(sender.text)> to=<\(path.text)> by a milter: \(refusal)")
         machine.recipientAnswered(accepted: false)
+        meter.recipientRefused()
         return send(refusal)
       }
-      for route in routes {
-        addRecipient(
+      accept(
+        path.text,
+        routes.map { route in
           Recipient(
             address: route.address.description, original: path.text, account: route.account,
             notify: parameters.notify?.rawValue,
-            originalRecipient: parameters.originalRecipient.map { "\($0.addressType);\($0.address)" }))
-      }
+            originalRecipient: parameters.originalRecipient.map { "\($0.addressType);\($0.address)" })
+        })
       machine.recipientAnswered(accepted: true)
       send(Replies.recipientOK)
     }
@@ -455,6 +468,7 @@ actor Session {
     let reply: Reply
     if let reason = filtered.discarded, !receiver.isRefused {
       await receiver.discard()
+      meter.messageTaken()
       server.log.notice("\(receiver.id): discarded, from=<\(envelope.reversePath)>, client=\(client): \(reason)")
       machine.contentFinished()
       resetTransaction()

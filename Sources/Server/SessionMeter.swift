@@ -40,6 +40,7 @@ struct SessionMeter {
       return excessRecipients <= limit * 10
     case .receiveData, .close: return true
     case .receiveChunk(let count, let last) where last || count >= Self.smallestChunk: return true
+    case .discardChunk(let count, _) where count >= Self.smallestChunk: return true
     default:
       commands += 1
       return commands <= limit

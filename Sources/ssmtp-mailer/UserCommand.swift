@@ -38,7 +38,8 @@ struct UserCommand: AsyncParsableCommand {
 
     func run() async throws {
       let mailbox = try UserCommand.mailbox(address)
-      let place = try place(of: mailbox)
+      // Without a place for it nobody need think of a password.
+      _ = try place(of: mailbox)
       let password =
         if generate { PasswordInput.generate() } else if stdin || !PasswordInput.isTerminal {
           try PasswordInput.fromStandardInput()
@@ -50,6 +51,8 @@ struct UserCommand: AsyncParsableCommand {
       do throws(PasswordHash.Fault) { hash = try PasswordHash.make(of: password) } catch {
         throw CommandFailure(.data, "\(error): nothing is changed")
       }
+      // Anew: somebody may have changed the file meanwhile.
+      let place = try place(of: mailbox)
       var file = place.file ?? UserFile.new(mailbox, hash: hash.text)
       if place.file != nil { _ = file.setPassword(hash.text, of: mailbox) }
       try ConfigurationFile.replace(place.path, with: file.bytes)

@@ -78,9 +78,10 @@ import Testing
       let login = identities.login(name)
       #expect(login.identity == nil && login.hash != nil, "\(name) costs as much as a login")
       #expect(login.hash == identities.login(name).hash, "always the same")
-      #expect(!identities.isKnown(name))
+      #expect(!identities.isKnown(name, as: login.hash))
     }
-    #expect(identities.isKnown("alice@Example.com"))
+    #expect(identities.isKnown("alice@Example.com", as: identities.login("alice@example.com").hash))
+    #expect(!identities.isKnown("alice@example.com", as: .unattainable), "another password is another login")
     let nobody = try router().identities
     #expect(nobody.isEmpty && nobody.login("alice@example.com").hash?.method == .yescrypt)
   }

@@ -347,6 +347,38 @@ private let content = "Subject: test\r\nX-Old: 1\r\nx-old: 2\r\n\tfolded\r\n\r\n
     await milter.stop()
   }
 
+  @Test func removedRecipientLeavesTheOneThatSharesItsAddress() async throws {
+    let milter = try Scripted(answerAtEnd("-", "<contact@relay.test>"))
+    let door = try door([milter]) { $0.router = Door.router(aliases: ["info": ["owner@gmail.test"]]) }
+    try await door.greet { client async throws in
+      try await client.send(
+        "MAIL FROM:<a@b.test>\r\nRCPT TO:<contact@relay.test>\r\nRCPT TO:<info@relay.test>\r\nDATA\r\n")
+      #expect(try await client.codes(4).last == "354")
+      #expect(try await client.say(content + "\r\n.").hasPrefix("250"))
+    }
+    let envelope = try #require(door.queued.first?.envelope)
+    #expect(envelope.recipients.map(\.address) == ["owner@gmail.test"])
+    #expect(envelope.recipients.allSatisfy { $0.original == "info@relay.test" })
+    await door.close()
+    await milter.stop()
+  }
+
+  @Test func bodyOfAFilterIsBodyAndHasTheLinesOfMail() async throws {
+    let packets = [
+      Scripted.packet("b", Array("X-Evil: one\n.\ntwo\r".utf8)), Scripted.packet("b", Array("\nthree\0x\rfour\r".utf8)),
+      Scripted.packet("c"),
+    ]
+    let milter = try Scripted { $0.code == "E" ? .packets(packets) : nil }
+    let door = try door([milter])
+    // A message of nothing but a header: what the filter adds must not become a part of that.
+    try await door.greet { client async throws in
+      #expect(try await client.mail("Subject: only").hasPrefix("250"))
+    }
+    #expect(try await door.bodies() == ["Subject: only\r\n\r\nX-Evil: one\r\n.\r\ntwo\r\nthree x\r\nfour\r\n"])
+    await door.close()
+    await milter.stop()
+  }
+
   @Test func quarantinedMessageIsQueuedOnHoldWithItsReason() async throws {
     let milter = try Scripted(answerAtEnd("q", "looks\r\nodd"))
     let door = try door([milter])
