@@ -48,8 +48,9 @@ extension EndToEnd {
         let text = Letter.text(client.program).replacing("\r\n", with: client.readsMessage ? "\n" : "\r\n")
         try Files.write(text, to: file)
         let arguments = client.arguments.map {
-          $0.replacing("PORT", with: "\(bench.port)").replacing("FILE", with: file)
-            .replacing("FROM", with: "jane@example.org").replacing("TO", with: "contact-legal@mailer.dreamlikelabs.com")
+          // The file comes last: its random name may hold one of the other words.
+          $0.replacing("PORT", with: "\(bench.port)").replacing("FROM", with: "jane@example.org")
+            .replacing("TO", with: "contact-legal@mailer.dreamlikelabs.com").replacing("FILE", with: file)
         }
         let outcome = try await bench.command(program, arguments, input: client.readsMessage ? text : nil)
         #expect(outcome.status == 0, "\(outcome)")
