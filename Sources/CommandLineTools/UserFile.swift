@@ -1,6 +1,7 @@
 // One line of a user's file is changed, and everything else in it stays octet for octet: people keep comments there.
 
 import Glibc
+import Primitives
 import SMTP
 
 /// A file with `[user:]` sections, as its octets.
@@ -103,8 +104,8 @@ extension StringProtocol {
 
 /// Replaces files in one step.
 public enum ConfigurationFile {
-  /// Writes a file beside `path` and renames it over it. Owner and mode of a file that is there stay, but nobody else
-  /// can read it afterwards; a new one belongs to the owner of its directory and has mode 0640.
+  /// Replaces a file of the configuration. Owner and mode of a file that is there stay, but nobody else can read it
+  /// afterwards; a new one belongs to the owner of its directory and has mode 0640.
   public static func replace(_ path: String, with bytes: [UInt8]) throws(CommandFailure) {
     // A link stays a link.
     let target = realpath(path, nil).map { pointer in
@@ -112,54 +113,27 @@ public enum ConfigurationFile {
       return String(cString: pointer)
     }
     let path = target ?? path
-    let directory = folder(of: path)
+    let directory = FileReplacement.directory(of: path)
     var like = stat()
     let exists = target != nil
-    guard stat(exists ? path : directory, &like) == 0 else { throw failure(exists ? path : directory) }
-    let temporary = "\(directory)/.\(path.split(separator: "/").last ?? "").new.\(getpid())"
-    unlink(temporary)
-    let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
-    guard descriptor >= 0 else { throw failure(path) }
-    var isDone = false
-    defer {
-      close(descriptor)
-      if !isDone { unlink(temporary) }
-    }
-    // Only root can give files away; whoever else runs this keeps what is his.
-    if like.st_uid != geteuid() || like.st_gid != getegid(), fchown(descriptor, like.st_uid, like.st_gid) != 0 {
-      throw failure(path)
-    }
+    guard stat(exists ? path : directory, &like) == 0 else { throw failure(exists ? path : directory, errno) }
+    var group = like.st_gid
     var mode = exists ? like.st_mode & 0o660 : 0o640
     if exists, like.st_mode & 0o004 != 0 {
       // What everybody could read was read as everybody by the daemon: it goes on as the group of the directory.
       var place = stat()
-      guard stat(directory, &place) == 0 else { throw failure(directory) }
-      if place.st_gid != like.st_gid, fchown(descriptor, like.st_uid, place.st_gid) != 0 { throw failure(path) }
+      guard stat(directory, &place) == 0 else { throw failure(directory, errno) }
+      group = place.st_gid
       mode |= 0o040
     }
-    guard fchmod(descriptor, mode) == 0 else { throw failure(path) }
-    var rest = bytes[...]
-    while !rest.isEmpty {
-      let count = rest.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
-      if count < 0, errno == EINTR { continue }
-      guard count > 0 else { throw failure(path) }
-      rest = rest.dropFirst(count)
-    }
-    guard fsync(descriptor) == 0, rename(temporary, path) == 0 else { throw failure(path) }
-    isDone = true
-    let parent = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    if parent >= 0 {
-      fsync(parent)
-      close(parent)
-    }
+    // Only root can give files away; whoever else runs this keeps what is his.
+    let isOurs = like.st_uid == geteuid() && group == getegid()
+    do throws(FileReplacementError) {
+      try FileReplacement.replace(path, with: bytes, mode: mode, owner: isOurs ? nil : (like.st_uid, group))
+    } catch { throw failure(path, error.code) }
   }
 
-  private static func folder(of path: String) -> String {
-    guard let slash = path.lastIndex(of: "/") else { return "." }
-    return slash == path.startIndex ? "/" : String(path[..<slash])
-  }
-
-  private static func failure(_ path: String) -> CommandFailure {
-    CommandFailure(.data, "\(path) cannot be written: \(String(cString: strerror(errno)))")
+  private static func failure(_ path: String, _ code: CInt) -> CommandFailure {
+    CommandFailure(.data, "\(path) cannot be written: \(String(cString: strerror(code)))")
   }
 }

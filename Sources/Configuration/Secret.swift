@@ -3,9 +3,7 @@
 // What this cannot do: a text that `reveal()` has given is a String, which Swift copies and frees without wiping. Those
 // live as long as a login takes; what lives as long as the daemon is here.
 
-#if canImport(Glibc)
-  import Glibc
-#endif
+import Primitives
 
 /// A password or token. It prints as `<redacted>`; only ``reveal()`` gives it away.
 public struct Secret: Sendable, Equatable, CustomStringConvertible, CustomDebugStringConvertible, CustomReflectable {
@@ -35,17 +33,4 @@ public struct Secret: Sendable, Equatable, CustomStringConvertible, CustomDebugS
       octets.deallocate()
     }
   }
-}
-
-extension UnsafeMutableRawBufferPointer {
-  /// Overwrites all of it, also where a compiler sees that nobody will read it.
-  func wipe() {
-    guard let baseAddress, count > 0 else { return }
-    explicit_bzero(baseAddress, count)
-  }
-}
-
-extension [UInt8] {
-  /// Overwrites octets that held a secret; without effect on copies of them.
-  mutating func wipe() { withUnsafeMutableBytes { $0.wipe() } }
 }

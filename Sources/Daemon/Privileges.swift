@@ -103,7 +103,7 @@ enum Privileges {
   /// it belongs to is the operator's decision, and the queue says itself when it cannot be used.
   static func prepare(_ global: GlobalSettings, for account: Account) throws(DaemonError) {
     try makeFolder(global.queueDir, 0o700, account, "queue_dir")
-    try makeFolder(folder(of: global.adminSocket), 0o750, account, "admin_socket")
+    try makeFolder(FileReplacement.directory(of: global.adminSocket), 0o750, account, "admin_socket")
     guard case .path(let path) = global.logFile else { return }
     let file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o640)
     if file < 0, errno == EEXIST { return }
@@ -122,11 +122,6 @@ enum Privileges {
     guard lchown(path, account.user, account.group) == 0 else {
       throw failed("\(key): give \(path) to \(account.name)")
     }
-  }
-
-  private static func folder(of path: String) -> String {
-    let folder = path.split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(separator: "/")
-    return folder.isEmpty ? "/" : folder
   }
 
   /// Follows the plan, and gives up every capability. To be called while there is one thread.

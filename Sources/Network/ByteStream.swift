@@ -180,9 +180,7 @@ public final class ByteStream {
   public func wipeOutputBuffer() {
     guard output.isEmpty else { return }
     output.append(contentsOf: repeatElement(0, count: output.capacity))
-    output.withUnsafeMutableBytes { bytes in
-      if let base = bytes.baseAddress { explicit_bzero(base, bytes.count) }
-    }
+    output.wipe()
     output.removeAll(keepingCapacity: true)
     releaseOutputBuffer()
   }

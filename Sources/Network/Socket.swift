@@ -66,8 +66,12 @@ enum Socket {
   }
 
   static func make(for address: IPAddress) throws(NetworkError) -> CInt {
+    try make(family: address.isIPv4 ? AF_INET : AF_INET6)
+  }
+
+  static func make(family: CInt) throws(NetworkError) -> CInt {
     let kind = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_NONBLOCK.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
-    let descriptor = socket(address.isIPv4 ? AF_INET : AF_INET6, kind, 0)
+    let descriptor = socket(family, kind, 0)
     guard descriptor >= 0 else { throw .system("socket", errno) }
     return descriptor
   }
@@ -134,22 +138,10 @@ public final class Listener: Sendable {
   /// Binds and listens on a path in the file system, in place of whatever stands there. Nobody can connect before it
   /// has `mode`. Its ``endpoint`` says nothing.
   public init(bindingTo path: String, mode: mode_t, backlog: CInt = 128) throws(NetworkError) {
-    let kind = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_NONBLOCK.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
-    var address = sockaddr_un()
-    address.sun_family = sa_family_t(AF_UNIX)
-    let name = Array(path.utf8)
-    guard name.count < MemoryLayout.size(ofValue: address.sun_path) else {
-      throw .system("listen on \(path)", ENAMETOOLONG)
-    }
-    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: name) }
-    let descriptor = socket(AF_UNIX, kind, 0)
-    guard descriptor >= 0 else { throw .system("socket", errno) }
+    guard let address = sockaddr_un(path: path) else { throw .system("listen on \(path)", ENAMETOOLONG) }
+    let descriptor = try Socket.make(family: AF_UNIX)
     unlink(path)
-    let bound = withUnsafePointer(to: &address) {
-      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        Glibc.bind(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
-      }
-    }
+    let bound = address.withGeneric { Glibc.bind(descriptor, $0, $1) }
     guard bound == 0, chmod(path, mode) == 0, Glibc.listen(descriptor, backlog) == 0 else {
       let code = errno
       Glibc.close(descriptor)

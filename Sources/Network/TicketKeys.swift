@@ -44,7 +44,7 @@ public final class TicketKeys: Sendable {
     }
 
     deinit {
-      OPENSSL_cleanse(memory.baseAddress, memory.count)
+      memory.wipe()
       memory.deallocate()
     }
   }

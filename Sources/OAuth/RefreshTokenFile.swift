@@ -1,6 +1,7 @@
 // The file of a refresh token: one line, readable by its owner alone, replaced in one step.
 
 import Glibc
+import Primitives
 
 /// A refresh token on disk. Calls block for a moment of disk time: not on an event loop.
 public struct RefreshTokenFile: Sendable {
@@ -58,7 +59,7 @@ public struct RefreshTokenFile: Sendable {
   /// Looks whether the file could be written: better before somebody has consented in vain.
   @discardableResult
   public func checkWritable() throws(TokenFailure) -> stat {
-    let directory = Self.directory(of: path)
+    let directory = FileReplacement.directory(of: path)
     var owner = stat()
     guard stat(directory, &owner) == 0, owner.st_mode & S_IFMT == S_IFDIR else {
       throw TokenFailure(
@@ -79,34 +80,10 @@ public struct RefreshTokenFile: Sendable {
     var owner = try checkWritable()
     var old = stat()
     if owner.st_uid == 0, lstat(path, &old) == 0, old.st_mode & S_IFMT == S_IFREG { owner = old }
-    let directory = Self.directory(of: path)
-    let temporary = "\(path).new.\(getpid())"
-    unlink(temporary)
-    let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
-    guard descriptor >= 0 else { throw Self.failure("create", temporary) }
-    var isDone = false
-    defer { if !isDone { unlink(temporary) } }
-    defer { close(descriptor) }
-    if geteuid() == 0, fchown(descriptor, owner.st_uid, owner.st_gid) != 0 { throw Self.failure("own", temporary) }
-    let line = Array("\(token.text)\n".utf8)
-    guard fchmod(descriptor, 0o600) == 0, Glibc.write(descriptor, line, line.count) == line.count,
-      fsync(descriptor) == 0
-    else { throw Self.failure("write", temporary) }
-    guard rename(temporary, path) == 0 else { throw Self.failure("replace", path) }
-    isDone = true
-    let folder = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    if folder >= 0 {
-      fsync(folder)
-      close(folder)
-    }
-  }
-
-  private static func directory(of path: String) -> String {
-    guard let slash = path.lastIndex(of: "/") else { return "." }
-    return slash == path.startIndex ? "/" : String(path[..<slash])
-  }
-
-  private static func failure(_ what: String, _ path: String) -> TokenFailure {
-    TokenFailure(.refused, "cannot \(what) \(path): \(String(cString: strerror(errno)))")
+    do throws(FileReplacementError) {
+      try FileReplacement.replace(
+        path, with: Array("\(token.text)\n".utf8), mode: 0o600,
+        owner: geteuid() == 0 ? (owner.st_uid, owner.st_gid) : nil)
+    } catch { throw TokenFailure(.refused, "cannot \(error.step) \(error.path): \(error.message)") }
   }
 }

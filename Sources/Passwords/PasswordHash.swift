@@ -2,6 +2,7 @@
 
 import CCrypt
 import Glibc
+import Primitives
 
 /// A password hash that is strong enough to stand for a login. It prints as `<redacted>`.
 public struct PasswordHash: Sendable, Hashable, CustomStringConvertible, CustomDebugStringConvertible,
@@ -87,9 +88,9 @@ public struct PasswordHash: Sendable, Hashable, CustomStringConvertible, CustomD
     memset(data, 0, size)
     var phrase = password + [0]
     defer {
-      explicit_bzero(data, size)
+      UnsafeMutableRawBufferPointer(start: data, count: size).wipe()
       data.deallocate()
-      explicit_bzero(&phrase, phrase.count)
+      phrase.wipe()
     }
     let result = phrase.withUnsafeBytes { bytes -> UnsafeMutablePointer<CChar>? in
       guard let base = bytes.bindMemory(to: CChar.self).baseAddress else { return nil }
