@@ -127,12 +127,11 @@ public final class SMTPServer: Sendable {
 
   /// Replaces the settings; each session takes them over before its next transaction.
   public func configure(_ settings: ServerSettings) {
-    state.withLock { state in
+    change { old in
       var settings = settings
-      settings.keepFilters(of: state.settings)
-      state.settings = settings
+      settings.keepFilters(of: old)
+      old = settings
     }
-    version.add(1, ordering: .releasing)
   }
 
   /// Changes a part of them, whoever else changes another one.
@@ -176,7 +175,7 @@ public final class SMTPServer: Sendable {
       state.counters.connections += 1
       let refusal: Reply? =
         if state.isStopping {
-          Reply(421, "4.3.2", "\(state.settings.hostname) is shutting down, try again later")
+          Session.shuttingDown(state.settings.hostname)
         } else { state.refusal(of: address) }
       guard refusal == nil else {
         state.counters.refusedConnections += 1

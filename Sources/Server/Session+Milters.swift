@@ -227,12 +227,6 @@ extension Session {
     for recipient in filtered.asked.flatMap(\.recipients) { addRecipient(recipient) }
   }
 
-  /// Takes over what a recipient has come to.
-  func accept(_ original: String, _ new: [Recipient]) {
-    if !milters.isEmpty { filtered.asked.append((original, new)) }
-    for recipient in new { addRecipient(recipient) }
-  }
-
   /// What has happened to a message before it was queued.
   var initialState: MessageState {
     guard let reason = filtered.quarantine else { return MessageState() }
