@@ -1,104 +1,48 @@
 # What scripts/bench-door runs: the release build in front of the sandbox, attackers in a process of their own, and one
 # client that behaves.
 import asyncio
-import json
 import multiprocessing
 import os
 import resource
-import shutil
-import signal
 import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
-BINARY = os.environ["SSMTP_MAILER_BINARY"]
+from relay import Relay, until
+
 CLIENTS, SECONDS = int(sys.argv[1]), int(sys.argv[2])
 RATE = 100
 TO = "contact-sales@mailer.dreamlikelabs.com"
 OPEN = f"EHLO a.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<{TO}>\r\n".encode()
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def make_relay():
+    many = CLIENTS + 3000
+    relay = Relay(
+        [
+            "trusted_networks = 127.0.0.1", f"max_client_connections = {many}",
+            f"max_client_connections_per_ip = {many}"],
+        ["daily_limit = 0"])
+    folder = f"{relay.etc}/ssl"
+    os.makedirs(folder, exist_ok=True)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
+         f"{folder}/key.pem", "-out", f"{folder}/cert.pem", "-days", "30", "-subj", "/CN=door.test"],
+        check=True, stderr=subprocess.DEVNULL)
+    return relay
 
 
-def until(what, condition, limit=60):
-    end = time.monotonic() + limit
-    while not condition():
-        if time.monotonic() > end:
-            sys.exit(f"FAILED: not within {limit} s: {what}")
-        time.sleep(0.05)
-
-
-class Relay:
-    def __init__(self):
-        self.folder = tempfile.mkdtemp(prefix="ssmtp-mailer-door.")
-        self.port, self.upstream = free_port(), free_port()
-        etc = f"{self.folder}/etc"
-        shutil.copytree("etc/ssmtp-mailer", etc)
-        os.makedirs(f"{etc}/ssl", exist_ok=True)
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
-             f"{etc}/ssl/key.pem", "-out", f"{etc}/ssl/cert.pem", "-days", "30", "-subj", "/CN=door.test"],
-            check=True, stderr=subprocess.DEVNULL)
-        main = self.configuration = f"{etc}/ssmtp-mailer.conf"
-        text = open(main).read().replace("/etc/ssmtp-mailer", etc)
-        text = text.replace("/var/log/ssmtp-mailer.log", f"{self.folder}/relay.log")
-        text = text.replace("enable_rate_limiting = true", "enable_rate_limiting = false")
-        text += f"\nlisten = 127.0.0.1:{self.port}\nqueue_dir = {self.folder}/queue\n"
-        if os.geteuid() == 0:
-            text += "user = root\n"
-        text += f"admin_socket = {self.folder}/admin.sock\ntrusted_networks = 127.0.0.1\n"
-        text += f"max_client_connections = {CLIENTS + 3000}\nmax_client_connections_per_ip = {CLIENTS + 3000}\n"
-        open(main, "w").write(text)
-        domain = f"{etc}/domains/dreamlikelabs.com.conf"
-        text = open(domain).read().replace("smtp.gmail.com", "localhost").replace("587", str(self.upstream))
-        open(domain, "w").write(text + f"tls_ca_file = {self.folder}/gmail/ca.pem\ndaily_limit = 0\n")
-        os.chmod(domain, 0o600)
-        os.makedirs(f"{self.folder}/gmail")
-        out = f"{self.folder}/sandbox.out"
-        self.sandbox = subprocess.Popen(
-            [BINARY, "sandbox", "--port", str(self.upstream), "--directory", f"{self.folder}/gmail", "--discard"],
-            stdout=open(out, "w"), stderr=subprocess.STDOUT)
-        until("the sandbox is ready", lambda: "sandbox ready" in open(out).read())
-        self.start()
-
-    def start(self):
-        log = f"{self.folder}/relay.log"
-        before = open(log).read().count("is ready on") if os.path.exists(log) else 0
-        self.daemon = subprocess.Popen([BINARY, "serve", "--config", self.configuration], stdout=subprocess.DEVNULL)
-        until("the daemon is ready", lambda: os.path.exists(log) and open(log).read().count("is ready on") > before)
-
-    def stop(self):
-        self.daemon.send_signal(signal.SIGTERM)
-        if self.daemon.wait(60) != 0:
-            sys.exit(f"FAILED: the daemon ended with {self.daemon.returncode}")
-
-    def status(self):
-        done = subprocess.run([BINARY, "status", "--json", "--config", self.configuration], stdout=subprocess.PIPE)
-        return json.loads(done.stdout)
-
-    def memory(self):
-        """RSS and PSS in MiB."""
-        found = {}
-        for line in open(f"/proc/{self.daemon.pid}/smaps_rollup"):
-            key = line.split(":")[0]
-            if key in ("Rss", "Pss"):
-                found[key] = int(line.split()[1]) / 1024
-        return found["Rss"], found["Pss"]
-
-    def end(self):
-        for program in (self.daemon, self.sandbox):
-            if program.poll() is None:
-                program.kill()
-                program.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+def memory(relay):
+    """RSS and PSS in MiB."""
+    found = {}
+    for line in open(f"/proc/{relay.daemon.pid}/smaps_rollup"):
+        key = line.split(":")[0]
+        if key in ("Rss", "Pss"):
+            found[key] = int(line.split()[1]) / 1024
+    return found["Rss"], found["Pss"]
 
 
 # Attackers: each is one connection from 127.0.0.2 that does its worst until it is told to stop, and comes again.
@@ -282,12 +226,12 @@ def measure(relay, name):
         if not ready.wait(300):
             sys.exit(f"FAILED: the attackers did not get ready: {name}")
     time.sleep(1)
-    before = relay.memory()
+    before = memory(relay)
     peak, done = [before[0]], threading.Event()
 
     def watch():
         while not done.wait(0.2):
-            peak[0] = max(peak[0], relay.memory()[0])
+            peak[0] = max(peak[0], memory(relay)[0])
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -315,15 +259,14 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard < CLIENTS + 5000:
         sys.exit(f"FAILED: `ulimit -n` is {hard}: {CLIENTS} clients need more")
-    relay = Relay()
+    relay = make_relay()
     try:
         print(f"{'':<30} sessions    RSS    PSS   peak    sent refused   a s      p50     p99     max ms   (memory in MiB)")
-        total, memory = 0, {}
+        total, used = 0, {}
         for name in ["nobody", "idle clear", "idle TLS", *ATTACKS]:
             # A fresh process each: memory that one attack has left must not be counted for the next.
-            if name != "nobody":
-                relay.start()
-            memory[name], count = measure(relay, name)
+            relay.start()
+            used[name], count = measure(relay, name)
             total += count
             until("all is delivered", lambda: relay.status()["queue_messages"] == 0)
             report = relay.status()
@@ -335,7 +278,7 @@ def main():
                 print(f"{'':<30} limits: {reached}")
             relay.stop()
         for name in ("idle clear", "idle TLS"):
-            each = (memory[name][0] - memory["nobody"][0]) * 1024 / CLIENTS
+            each = (used[name][0] - used["nobody"][0]) * 1024 / CLIENTS
             print(f"{name}: {each:.1f} KiB a client")
         print(f"{total} messages of the good client, all accounted for unless a line above says LOST")
     finally:

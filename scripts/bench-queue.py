@@ -1,5 +1,4 @@
 # What scripts/bench-queue runs: the release build between a pipelining sender and the sandbox.
-import json
 import multiprocessing
 import os
 import re
@@ -7,132 +6,23 @@ import selectors
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 
-BINARY = os.environ["SSMTP_MAILER_BINARY"]
+from relay import Relay, fail, free_port, until
+
 LINE = b"0123456789" * 7 + b"abcdef\r\n"
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def fail(text):
-    sys.exit("FAILED: " + text)
-
-
-def until(what, condition, limit=600):
-    end = time.monotonic() + limit
-    while not condition():
-        if time.monotonic() > end:
-            fail(f"not within {limit} s: {what}")
-        time.sleep(0.05)
-
-
-class Relay:
-    """The daemon with the sample configuration, and a sandbox as its upstream."""
-
-    def __init__(self, settings=()):
-        self.folder = tempfile.mkdtemp(prefix="ssmtp-mailer-bench.")
-        os.chmod(self.folder, 0o700)
-        self.port, self.upstream_port, self.closed_port = free_port(), free_port(), free_port()
-        self.daemon = self.sandbox = None
-        etc = f"{self.folder}/etc"
-        shutil.copytree("etc/ssmtp-mailer", etc)
-        main = f"{etc}/ssmtp-mailer.conf"
-        text = open(main).read().replace("/etc/ssmtp-mailer", etc)
-        text = text.replace("/var/log/ssmtp-mailer.log", f"{self.folder}/relay.log")
-        text = text.replace("enable_rate_limiting = true", "enable_rate_limiting = false")
-        text += f"\nlisten = 127.0.0.1:{self.port}\nqueue_dir = {self.folder}/queue\n"
-        text += f"admin_socket = {self.folder}/admin.sock\nmax_client_connections_per_ip = 500\n"
-        if os.geteuid() == 0:
-            text += "user = root\n"
-        text += "".join(line + "\n" for line in settings)
-        open(main, "w").write(text)
-        domain = f"{etc}/domains/dreamlikelabs.com.conf"
-        text = open(domain).read().replace("smtp.gmail.com", "localhost").replace("587", str(self.upstream_port))
-        text += f"tls_ca_file = {self.folder}/gmail/ca.pem\n"
-        # Mail for this one never leaves: nobody listens there.
-        text += f"\n[domain:stuck.example]\nenabled = true\nsmtp_server = localhost\nsmtp_port = {self.closed_port}\n"
-        text += "auth_method = NONE\nrelay_account = stuck@stuck.example\nuse_ssl = false\nuse_starttls = false\n"
-        open(domain, "w").write(text)
-        os.chmod(domain, 0o600)
-        self.configuration = main
-        self.log = f"{self.folder}/relay.log"
-        self.start_sandbox()
-        self.stop_sandbox()  # its authority is there now
-
-    def start_sandbox(self):
-        os.makedirs(f"{self.folder}/gmail", exist_ok=True)
-        out = f"{self.folder}/sandbox.out"
-        before = os.path.getsize(out) if os.path.exists(out) else 0
-        self.sandbox = subprocess.Popen(
-            [BINARY, "sandbox", "--port", str(self.upstream_port), "--directory", f"{self.folder}/gmail", "--discard"],
-            stdout=open(out, "a"), stderr=subprocess.STDOUT)
-        until("the sandbox is ready", lambda: b"sandbox ready" in open(out, "rb").read()[before:], 20)
-
-    def stop_sandbox(self):
-        self.sandbox.terminate()
-        self.sandbox.wait()
-        self.sandbox = None
-
-    def start(self):
-        """Returns the seconds until the log says that the daemon is ready."""
-        place = os.path.getsize(self.log) if os.path.exists(self.log) else 0
-        begin = time.monotonic()
-        self.daemon = subprocess.Popen(
-            [BINARY, "serve", "--config", self.configuration], stdout=subprocess.DEVNULL,
-            stderr=open(f"{self.folder}/daemon.err", "a"))
-
-        def is_ready():
-            if self.daemon.poll() is not None:
-                fail("the daemon has ended: " + open(f"{self.folder}/daemon.err").read())
-            if not os.path.exists(self.log):
-                return False
-            with open(self.log, "rb") as log:
-                log.seek(place)
-                return b"is ready on" in log.read()
-
-        until("the daemon is ready", is_ready)
-        return time.monotonic() - begin
-
-    def stop(self):
-        begin = time.monotonic()
-        self.daemon.send_signal(signal.SIGTERM)
-        if self.daemon.wait(60) != 0:
-            fail("the daemon ended with " + str(self.daemon.returncode))
-        return time.monotonic() - begin
-
-    def run(self, *arguments):
-        """A command: its seconds and its output."""
-        begin = time.monotonic()
-        done = subprocess.run(
-            [BINARY, *arguments, "--config", self.configuration], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        if done.returncode != 0:
-            fail(" ".join(arguments) + ": " + done.stderr.decode())
-        return time.monotonic() - begin, done.stdout
-
-    def status(self):
-        return json.loads(self.run("status", "--json")[1])
-
-    def memory(self, key="VmRSS"):
-        """In MiB."""
-        for line in open(f"/proc/{self.daemon.pid}/status"):
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) / 1024
-        return 0
-
-    def end(self):
-        for program in (self.daemon, self.sandbox):
-            if program and program.poll() is None:
-                program.kill()
-                program.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+def make_relay():
+    # Mail for this one never leaves: nobody listens there.
+    stuck = [
+        "[domain:stuck.example]", "enabled = true", "smtp_server = localhost", f"smtp_port = {free_port()}",
+        "auth_method = NONE", "relay_account = stuck@stuck.example", "use_ssl = false", "use_starttls = false"]
+    relay = Relay(["max_client_connections_per_ip = 500"], stuck)
+    relay.stop_sandbox()  # its authority is there now
+    return relay
 
 
 def say(name, value):
@@ -202,7 +92,7 @@ def million(count):
     room = shutil.disk_usage(tempfile.gettempdir()).free
     if room < count * 3000:
         fail(f"{count} messages need about {count * 3000 >> 20} MiB in {tempfile.gettempdir()}, {room >> 20} are free")
-    relay = Relay()
+    relay = make_relay()
     try:
         relay.start()
         idle = relay.memory()
@@ -286,7 +176,7 @@ def drain(relay, count):
 
 
 def large(count, megabytes):
-    relay = Relay()
+    relay = make_relay()
     try:
         relay.start_sandbox()
         relay.start()

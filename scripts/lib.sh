@@ -37,3 +37,13 @@ until_true() {
     sleep 0.1
   done
 }
+
+# release_binary: sets SSMTP_MAILER_BINARY to the release build, built now, unless it names another binary already.
+release_binary() {
+  if [[ -z ${SSMTP_MAILER_BINARY:-} ]]; then
+    need_to_build
+    (cd "$project" && swift build -c release --product ssmtp-mailer 2>&1 | tail -n 3)
+    SSMTP_MAILER_BINARY=$(cd "$project" && swift build -c release --show-bin-path)/ssmtp-mailer
+  fi
+  export SSMTP_MAILER_BINARY
+}
