@@ -147,9 +147,9 @@ def drain(relay, count):
     while True:
         state = relay.status()
         left, live, held = state["queue_messages"], state["queue_bytes"], state["queue_disk_bytes"]
-        # The promise is twice the live octets and two segments.
-        if held / max(live, 1) > worst and live > 64 << 20:
-            worst = held / live
+        # The promise is twice the live octets, once they are many beside a segment.
+        if live > 64 << 20:
+            worst = max(worst, held / live)
         most = max(most, held - 2 * live)
         if left <= 1:
             break

@@ -18,15 +18,15 @@ extension LogWriter {
     if isCompactionScheduled { return }
     let isShort = core.isShortOfSpace
     let isWorth = core.shared.withLock { s in
+      limit = core.options.segmentLimit(live: s.live)
       guard s.failure == nil, let oldest = s.segments.first else { return false }
-      if s.segments.count == 1 { return isShort && isMostlyGarbage(oldest) }
+      if s.segments.count == 1 { return isWorthLeaving(oldest, isShort) }
       if oldest.messages == 0 || Self.removed(in: oldest, s) != nil { return true }
       let total = s.segments.reduce(0) { $0 + $1.size }
-      if isShort, total > s.live + s.live / 2 + core.options.segmentSize { return true }
-      // One segment below the promised bound of twice the live octets and two segments: while the oldest is copied, its
-      // copies are there twice. This ends: garbage in the last segment alone cannot exceed one segment, so there is
-      // garbage in others, and copying the oldest again and again reaches it.
-      return total > 2 * s.live + core.options.segmentSize
+      if isShort, total > s.live + s.live / 2 + limit { return true }
+      // This ends: a last segment that is larger than its limit is left with the first copy, and in a smaller one there
+      // is no room for as much garbage. So there is garbage in others, and copying the oldest again and again reaches it.
+      return total > core.options.diskBound(live: s.live)
     }
     guard isWorth else { return }
     isCompactionScheduled = true
@@ -36,9 +36,13 @@ extension LogWriter {
     }
   }
 
-  /// Whether a lone segment is worth a new one, so that it can be given back.
-  private func isMostlyGarbage(_ segment: Segment) -> Bool {
-    segment.size >= min(64 << 10, core.options.segmentSize / 2) && segment.live < segment.size / 2
+  /// Whether a lone segment is worth a new one, so that it can be given back: on a disk that is short of space early,
+  /// else when it comes from a time when more was queued.
+  private func isWorthLeaving(_ segment: Segment, _ isShort: Bool) -> Bool {
+    if isShort, segment.size >= min(64 << 10, limit / 2), segment.live < segment.size / 2 {
+      return true
+    }
+    return segment.size > core.options.diskBound(live: segment.live)
   }
 
   /// One bounded step.
@@ -49,7 +53,7 @@ extension LogWriter {
     guard let oldest else { return }
     if isAlone {
       // Without the space for it the next removal tries again.
-      if isMostlyGarbage(oldest), roll() == .done { considerCompaction() }
+      if isWorthLeaving(oldest, core.isShortOfSpace), roll() == .done { considerCompaction() }
       return
     }
     if oldest.messages == 0 {
@@ -128,7 +132,7 @@ extension LogWriter {
     case .bytes(let bytes): record.content = bytes
     case .file(let content): record.file = (content.count, try core.contentCRC(place))
     }
-    if tail + record.content.count + 4096 > core.options.segmentSize && tail > LogFormat.segmentHeaderSize {
+    if tail + record.content.count + 4096 > limit && tail > LogFormat.segmentHeaderSize {
       let outcome = roll()
       if outcome != .done { return outcome }
     }

@@ -24,6 +24,8 @@ final class LogWriter: @unchecked Sendable {
   var batch = RecordBatch()
   /// Content files whose removal record is written but not yet durable.
   var contentsToUnlink: [QueueID] = []
+  /// How large the last segment may become, as of the last look at what is queued.
+  var limit: Int
   var compaction: SegmentScanner?
   var isCompactionScheduled = false
   private var isTickScheduled = false
@@ -44,6 +46,7 @@ final class LogWriter: @unchecked Sendable {
     self.number = number
     self.tail = tail
     synced = tail
+    limit = core.shared.withLock { core.options.segmentLimit(live: $0.live) }
     self.lastID = lastID
     self.onFailure = onFailure
   }
@@ -153,12 +156,11 @@ final class LogWriter: @unchecked Sendable {
     // Encodes what fits into the segment; the first record always fits into a fresh one.
     batch.clear()
     var written: [(record: NewRecord, entry: IndexEntry, summary: Summary)] = []
-    let segmentSize = core.options.segmentSize
     while next + written.count < appends.count, batch.count < RecordBatch.limit,
       batch.size + unacknowledgedBytes < core.options.batchSize
     {
       let record = appends[next + written.count]
-      let room = segmentSize - tail - batch.size
+      let room = limit - tail - batch.size
       // An upper bound for the envelope would need encoding it; content and a page are near enough.
       if record.content.count + 4096 > room && (tail > LogFormat.segmentHeaderSize || !written.isEmpty) {
         if written.isEmpty {
@@ -211,7 +213,7 @@ final class LogWriter: @unchecked Sendable {
       if isDead { return .dead }
       let changes = core.shared.withLock { s in s.unwritten.isEmpty ? [] : Array(s.unwritten.prefix(512)) }
       if changes.isEmpty { return .done }
-      if tail >= core.options.segmentSize {
+      if tail >= limit {
         let outcome = roll()
         if outcome != .done { return outcome }
       }

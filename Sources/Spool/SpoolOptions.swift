@@ -5,7 +5,8 @@ import Primitives
 /// How a ``Spool`` behaves.
 public struct SpoolOptions: Sendable {
   /// A segment takes no further record that would make it larger, in octets (at most 2 GiB). On a small file system
-  /// it is a thirty-second of that, so that there is always a whole segment that can be given back.
+  /// it is a thirty-second of that, so that there is always a whole segment that can be given back. With little in the
+  /// queue segments are smaller, down to a quarter: see ``segmentLimit(live:)``.
   public var segmentSize: Int
   /// How long a change of state may stay unsynced.
   public var syncInterval: Duration
@@ -27,6 +28,18 @@ public struct SpoolOptions: Sendable {
     self.compactionStep = max(compactionStep, 1)
     self.reserve = reserve
   }
+
+  /// How large the last segment may become while so many octets of the log are needed.
+  ///
+  /// Only whole segments can be given back, so their size is what the disk holds beyond the bound of ``diskBound(live:)``.
+  /// It goes along with what is queued; below a quarter of the usual size a new segment would come, with its three syncs,
+  /// more often than it is worth.
+  func segmentLimit(live: Int) -> Int { min(segmentSize, max(segmentSize / 4, live / 8)) }
+
+  /// The octets that segments may take while so many of them are needed; with more, compaction begins.
+  ///
+  /// Less than twice, because what compaction copies is there twice for a moment.
+  func diskBound(live: Int) -> Int { live + live / 4 * 3 + segmentLimit(live: live) }
 }
 
 /// The steps whose absence loses or doubles mail, but only when a disk fails or loses power at the wrong moment.

@@ -52,9 +52,9 @@ import Testing
 
   @Test func shortageGivesBackTheLoneSegment() async throws {
     let (spool, disk) = try spool(free: 500_000)
-    for _ in 0..<10 { spool.remove(try await spool.queue(10_000)) }
+    for _ in 0..<5 { spool.remove(try await spool.queue(10_000)) }
     try await spool.flush()
-    #expect(spool.statistics.segments == 1)
+    #expect(disk.snapshot()["/q/spool/00000001.seg"] != nil)
     change(disk, free: 50_000)
     #expect(!spool.admits(0))
     while disk.snapshot()["/q/spool/00000001.seg"] != nil { try await spool.flush() }
