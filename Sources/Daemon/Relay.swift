@@ -135,7 +135,9 @@ public final class Relay: Sendable {
           directory: settings.global.queueDir, disk: PosixDisk(), time: time,
           options: SpoolOptions(reserve: settings.global.queueMinimumFree), onFailure: { failure.report($0) })
       } catch {
-        guard case .locked(let pid) = error, time.now < deadline else { throw DaemonError("\(error)", exitStatus: 73) }
+        guard case .locked(let pid) = error, time.now < deadline else {
+          throw DaemonError(error.whyNotOpened, exitStatus: 73)
+        }
         if !isTold {
           let holder = pid > 0 ? "process \(pid)" : "another process"
           output.logger("relay").warning(

@@ -39,6 +39,17 @@ struct IndexEntry {
   var hasFile: Bool { flags & Self.file != 0 }
 }
 
+extension IndexEntry {
+  /// The entry of a message record, before anything of its summary is in it.
+  init(_ header: RecordHeader, _ fixed: MessageFixed, segment: UInt32, offset: Int) {
+    self.init(
+      id: header.id, arrival: fixed.arrival.microseconds, nextAttempt: 0, segment: segment, offset: UInt32(offset),
+      payload: UInt32(header.payloadCount), front: UInt32(fixed.frontCount),
+      size: UInt32(truncatingIfNeeded: fixed.contentCount), stateSegment: 0, stateOffset: 0, statePayload: 0,
+      account: Self.noLane, attempts: 0, flags: fixed.isFile ? Self.file : 0)
+  }
+}
+
 /// The queued messages in order of their identifiers.
 ///
 /// Sorted pages of entries: identifiers grow, so nearly every insertion is at the end of the last page; a removal moves

@@ -31,11 +31,21 @@ extension QueueError: CustomStringConvertible {
     case .locked(let pid):
       "the queue is in use by \(pid > 0 ? "process \(pid)" : "another process"): stop it first, or set another queue"
         + " directory"
-    case .corrupt(let file, let offset, let detail):
-      "\(file) is damaged at offset \(offset): \(detail); check the disk, restore the queue directory from a backup,"
-        + " or move it aside and start with an empty one (mail in it then stays undelivered)"
+    case .corrupt(let file, let offset, let detail): "\(file) is damaged at offset \(offset): \(detail)"
     case .io(let operation, let path, let errno):
       "\(operation) \(path): \(DiskError.message(errno)); check the disk and the system's log"
     }
   }
+}
+
+extension QueueError {
+  /// What this means when the queue does not open for it, with what to do.
+  public var whyNotOpened: String {
+    guard case .corrupt = self else { return description }
+    return "\(self); check the disk, then restore the queue directory from a backup, or \(Self.wayOfSalvage)"
+  }
+
+  static let wayOfSalvage =
+    "save what can be read with `ssmtp-mailer queue export DIR --salvage`, move the queue directory aside, start the "
+    + "daemon, and give it the copies with `ssmtp-mailer queue import DIR`"
 }

@@ -126,7 +126,8 @@ struct MessageFixed {
     summaryCount = Int(bytes.little(UInt32.self, 4))
     envelopeCount = Int(bytes.little(UInt32.self, 8))
     stateCount = Int(bytes.little(UInt32.self, 12))
-    guard let size = Int(exactly: bytes.little(UInt64.self, 16)) else { return nil }
+    // Sums of sizes must not overflow, whatever stands there.
+    guard let size = Int(exactly: bytes.little(UInt64.self, 16)), size < 1 << 62 else { return nil }
     contentCount = size
     contentCRC = bytes.little(UInt32.self, 24)
     isFile = bytes.little(UInt32.self, 28) & 1 != 0

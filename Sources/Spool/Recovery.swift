@@ -195,12 +195,7 @@ struct Recovery {
           LogFormat.messageFixedSize + fixed.summaryCount,
           { Self.summary(UnsafeRawBufferPointer(rebasing: $0[LogFormat.messageFixedSize...])) })
       else { return false }
-      let entry = IndexEntry(
-        id: header.id, arrival: fixed.arrival.microseconds, nextAttempt: 0, segment: number, offset: UInt32(offset),
-        payload: UInt32(header.payloadCount), front: UInt32(fixed.frontCount),
-        size: UInt32(truncatingIfNeeded: fixed.contentCount), stateSegment: 0, stateOffset: 0, statePayload: 0,
-        account: IndexEntry.noLane, attempts: 0, flags: fixed.isFile ? IndexEntry.file : 0)
-      shared.enter(entry, summary)
+      shared.enter(IndexEntry(header, fixed, segment: number, offset: offset), summary)
       return true
     case nil:
       return false

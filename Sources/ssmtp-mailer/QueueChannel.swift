@@ -26,8 +26,18 @@ enum QueueChannel {
             + "\(places.adminSocket): if the daemon is starting or stopping, try again; if it runs with another "
             + "admin_socket, name its configuration with --config")
       }
-      throw CommandFailure(.data, "\(error)")
+      throw CommandFailure(.data, error.whyNotOpened)
     }
+  }
+
+  /// The queue in `directory` as far as it can be read, and what is damaged in it. For when the daemon refuses it.
+  static func salvage(
+    _ directory: String
+  ) throws(CommandFailure) -> (channel: QueueChannel, damages: [SpoolVerifier.Damage]) {
+    do throws(SpoolVerifier.Problem) {
+      let queue = try SalvagedQueue(directory: directory)
+      return (.stopped(StoppedQueue(salvaged: queue)), queue.report.damages)
+    } catch { throw CommandFailure(error == .keepsChanging ? .tryAgain : .unavailable, "\(error)") }
   }
 
   var isStopped: Bool { if case .stopped = self { true } else { false } }
@@ -36,7 +46,10 @@ enum QueueChannel {
   static func use(
     _ options: ConfigurationOptions, _ body: (QueueChannel) async throws -> Void
   ) async throws {
-    let channel = try open(options)
+    try await use(try open(options), body)
+  }
+
+  static func use(_ channel: QueueChannel, _ body: (QueueChannel) async throws -> Void) async throws {
     do { try await body(channel) } catch {
       await channel.close()
       throw error

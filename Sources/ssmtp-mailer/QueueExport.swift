@@ -10,6 +10,11 @@ struct QueueExport: AsyncParsableCommand {
     discussion: """
       The messages stay in the queue: hold them first if they must not leave meanwhile. Without ids and filters all are \
       copied. What is there already and the same is left alone, so a copy that was interrupted can be repeated.
+
+      With --salvage, a queue that the daemon refuses to open is read as far as it can be, and not changed. What is \
+      known to be damaged is copied with a hold, so that `queue import` does not let it go before you have looked at it. \
+      A message may be copied although it was delivered: the record of that can be among what is lost. The exit status \
+      is 65 when something is damaged.
       """)
   @OptionGroup var options: ConfigurationOptions
   @Argument(help: ArgumentHelp("Where the files go; made if it is missing.", valueName: "dir"))
@@ -17,8 +22,14 @@ struct QueueExport: AsyncParsableCommand {
   @Argument(help: "The messages' ids.")
   var ids: [String] = []
   @OptionGroup var selection: FilterOptions
+  @Flag(help: "Read a damaged queue as far as it can be read; no daemon may run on it.")
+  var salvage = false
+  @Option(
+    help: ArgumentHelp("With --salvage, another queue directory than that of the configuration.", valueName: "dir"))
+  var queueDirectory: String?
 
   mutating func validate() throws {
+    if queueDirectory != nil, !salvage { throw ValidationError("--queue-directory goes with --salvage") }
     if !ids.isEmpty, !selection.filter.isEmpty {
       throw ValidationError("name messages by their ids, or by a filter, not by both")
     }
@@ -27,37 +38,63 @@ struct QueueExport: AsyncParsableCommand {
   private enum Result { case written, same, gone }
 
   func run() async throws {
-    try await QueueChannel.use(options) { channel in
-      try OperatorFiles.makeDirectory(directory)
-      var counts: [Result: Int] = [:]
-      var last: ExitStatus?
-      func export(_ id: String, isNamed: Bool) async throws {
-        do throws(CommandFailure) {
-          let result = try await copy(id, channel)
-          counts[result, default: 0] += 1
-          if result == .gone, isNamed {
-            Terminal.complain("there is no message \(TerminalText.clean(id)) in the queue")
-            last = .data
-          }
-        } catch {
-          if error.status == .unavailable { throw error }
-          Terminal.complain("\(TerminalText.clean(id)): \(error)")
-          last = error.status
-        }
+    if salvage { return try await salvageQueue() }
+    try await QueueChannel.use(options) { channel in try await copyAll(channel) }
+  }
+
+  private func salvageQueue() async throws {
+    let queue: String
+    if let queueDirectory {
+      queue = queueDirectory
+    } else {
+      let places = options.places()
+      guard AdminClient(socket: places.adminSocket).presence() == .nobody else {
+        throw CommandFailure(
+          .unavailable, "the daemon runs, so its queue is not what has to be salvaged: export without --salvage")
       }
-      for id in ids { try await export(id, isNamed: true) }
-      if ids.isEmpty {
-        var pages = QueuePages(filter: selection.filter, format: "ids")
-        while let lines = try await pages.next(channel) {
-          for line in lines { try await export(String(Substring(line)), isNamed: false) }
-        }
-      }
-      try OperatorFiles.sync(directory)
-      let same = counts[.same].map { ", \($0) were there already" } ?? ""
-      let gone = ids.isEmpty ? counts[.gone].map { ", \($0) left the queue meanwhile" } ?? "" : ""
-      Terminal.say("\(Quantity.count(counts[.written] ?? 0, "message")) exported to \(directory)\(same)\(gone)")
-      if let last { throw CommandFailure(last, "") }
+      queue = places.queueDir
+      try ServiceUser.become(ownerOf: queue)
     }
+    let (channel, damages) = try QueueChannel.salvage(queue)
+    for damage in damages {
+      let concerns =
+        damage.affected.isEmpty ? "" : " (concerns \(damage.affected.map(\.description).joined(separator: ", ")))"
+      Terminal.complain("damaged: \(damage.file) at offset \(damage.offset): \(damage.detail)\(concerns)")
+    }
+    try await QueueChannel.use(channel) { channel in try await copyAll(channel) }
+    if !damages.isEmpty { throw CommandFailure(.data, "") }
+  }
+
+  private func copyAll(_ channel: QueueChannel) async throws {
+    try OperatorFiles.makeDirectory(directory)
+    var counts: [Result: Int] = [:]
+    var last: ExitStatus?
+    func export(_ id: String, isNamed: Bool) async throws {
+      do throws(CommandFailure) {
+        let result = try await copy(id, channel)
+        counts[result, default: 0] += 1
+        if result == .gone, isNamed {
+          Terminal.complain("there is no message \(TerminalText.clean(id)) in the queue")
+          last = .data
+        }
+      } catch {
+        if error.status == .unavailable { throw error }
+        Terminal.complain("\(TerminalText.clean(id)): \(error)")
+        last = error.status
+      }
+    }
+    for id in ids { try await export(id, isNamed: true) }
+    if ids.isEmpty {
+      var pages = QueuePages(filter: selection.filter, format: "ids")
+      while let lines = try await pages.next(channel) {
+        for line in lines { try await export(String(Substring(line)), isNamed: false) }
+      }
+    }
+    try OperatorFiles.sync(directory)
+    let same = counts[.same].map { ", \($0) were there already" } ?? ""
+    let gone = ids.isEmpty ? counts[.gone].map { ", \($0) left the queue meanwhile" } ?? "" : ""
+    Terminal.say("\(Quantity.count(counts[.written] ?? 0, "message")) exported to \(directory)\(same)\(gone)")
+    if let last { throw CommandFailure(last, "") }
   }
 
   private func copy(_ id: String, _ channel: QueueChannel) async throws(CommandFailure) -> Result {

@@ -261,6 +261,45 @@ extension EndToEnd {
       }
     }
 
+    @Test(.timeLimit(.minutes(2))) func damagedQueueIsSavedAndImportedIntoAFreshOne() async throws {
+      try await Bench.run(rules: [Self.later]) { bench in
+        let letters = (0..<4).map { Letter.text("m\($0)", bytes: 600) }
+        let ids = try await fill(bench, letters)
+        let saved = "\(bench.folder)/saved"
+        let early = try await bench.relay("queue", "export", "--salvage", saved)
+        #expect(early.status == 69 && early.errors.contains("export without --salvage"), "\(early.errors)")
+        #expect(await bench.stop() == 0)
+        // A bit falls over in the middle of the second content.
+        let path = "\(bench.queue)/spool/00000001.seg"
+        let text = Files.bytes(path)
+        let mark = Array("X-Test-ID: m1".utf8)
+        let place = try #require((0..<text.count - mark.count).first { text[$0..<$0 + mark.count].elementsEqual(mark) })
+        let file = try #require(fopen(path, "r+"))
+        fseek(file, place + 200, SEEK_SET)
+        fputc(Int32(text[place + 200] ^ 1), file)
+        fclose(file)
+
+        let refused = try await bench.relay("serve")
+        #expect(refused.status == 73)
+        #expect(refused.errors.contains("queue export DIR --salvage"), "\(refused.errors)")
+        let export = try await bench.relay("queue", "export", "--salvage", saved)
+        #expect(export.status == 65)
+        #expect(export.output.contains("4 messages exported"), "\(export.output)")
+        #expect(export.errors.contains("concerns \(ids[1])"), "\(export.errors)")
+        try #require(rename(bench.queue, bench.queue + ".old") == 0)
+        bench.upstream.follow([])
+        _ = try await bench.start()
+        let taken = try await bench.relay("queue", "import", saved)
+        #expect(taken.status == 0 && taken.output.contains("4 messages imported"), "\(taken.output) \(taken.errors)")
+        _ = try await bench.relay("queue", "retry", "--all")
+        let arrived = try await bench.arrived(3)
+        #expect(Set(arrived.compactMap { $0.field("X-Test-ID") }) == ["m0", "m2", "m3"])
+        let held = try await bench.relay("queue", "list")
+        #expect(held.output.contains("damaged in the queue"), "\(held.output)")
+        #expect(held.output.contains("1 message,"))
+      }
+    }
+
     @Test(.timeLimit(.minutes(2))) func metricsAreServedToMonitors() async throws {
       let port = UInt16.random(in: 20_000..<30_000)
       try await Bench.run(rules: [Self.later], settings: ["metrics_listen = 127.0.0.1:\(port)"]) { bench in
