@@ -18,6 +18,8 @@ struct Fate {
   var options = SpoolOptions()
   /// How long the process is left to itself.
   var patience = Duration.seconds(600)
+  /// Of the first account.
+  var dailyLimit: Int?
 }
 
 /// Belongs to its simulator's thread.
@@ -70,6 +72,7 @@ final class Life: @unchecked Sendable {
     let loop = simulator.makeLoop()
     // The look at what is there is the test's, not the process's: it costs nothing and meets no fault.
     disk.faults = DiskFaults()
+    world.limited = fate.dailyLimit.map { (Self.accounts[0], $0) }
     runToEnd(on: loop) { await self.world.check(spool) }
     disk.faults = fate.faults
     let delivery = makeDelivery(spool)
@@ -147,6 +150,7 @@ final class Life: @unchecked Sendable {
       store: spool, resolver: Resolver(source: NoNames(), time: time), seats: seats, time: time,
       settings: Self.settings, log: Logger(label: "simulation") { _ in SwiftLogNoOpLogHandler() },
       random: { [simulator] in Double(simulator.random.below(1000)) / 1000 },
+      ledgers: LedgerFiles(directory: Platter.ledger, disk: disk, queue: SimulatedQueue(simulator)),
       routeBounce: { ($0, Self.accounts[0]) })
   }
 
@@ -164,7 +168,10 @@ final class Life: @unchecked Sendable {
         heloName: "relay.test")
       upstream.maximumConnections = 2
       upstream.messagesPerConnection = 5
-      if name == Self.accounts[0] { upstream.fallbacks = [Self.accounts[1]] }
+      if name == Self.accounts[0] {
+        upstream.fallbacks = [Self.accounts[1]]
+        upstream.dailyLimit = fate.dailyLimit
+      }
       return upstream
     }
     await delivery.configure(upstreams, Self.settings)

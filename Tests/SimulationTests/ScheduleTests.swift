@@ -21,13 +21,18 @@ struct Schedule: Sendable {
   var powerLosses = 0
   var failures = 0
   var kills = 0
+  /// The daily limit of an account was reached.
+  var reachedLimit = false
   var journal: [String] = []
 
-  /// - Parameter safeguards: what the spool does not leave out.
-  static func run(seed: UInt64, safeguards: Safeguards = .all) -> Schedule {
+  /// - Parameters:
+  ///   - safeguards: what the spool does not leave out.
+  ///   - forgetsLedgers: whether ledgers are not synced.
+  static func run(seed: UInt64, safeguards: Safeguards = .all, forgetsLedgers: Bool = false) -> Schedule {
     var random = SeededRandom(seed: seed)
     let lives = 1 + random.below(4)
     let capacity = random.chance(0.2) ? 60_000 + random.below(60_000) : nil
+    let dailyLimit = random.chance(0.25) ? 2 + random.below(12) : nil
     let simulator = Simulator(random: random)
     let world = World(simulator)
     world.platter.capacity = capacity
@@ -40,12 +45,15 @@ struct Schedule: Sendable {
         syncInterval: simulator.random.pick([.milliseconds(100), .seconds(3)]),
         batchSize: simulator.random.pick([2000, 1 << 20]), compactionStep: simulator.random.pick([500, 5000]))
       fate.options.safeguards = safeguards
+      fate.dailyLimit = dailyLimit
+      fate.faults.forgetsToSyncLedgers = forgetsLedgers
       if isLast {
         fate.clients = 1
-        fate.patience = .seconds(4 * 86_400)
+        fate.patience = .seconds((dailyLimit == nil ? 4 : 40) * 86_400)
         simulator.wallClockShift = max(simulator.wallClockShift, .zero)
       } else if simulator.random.chance(0.1) {
         simulator.wallClockShift = .seconds(Int64(simulator.random.pick([-86_400, -60, 60, 86_400])))
+        world.platter.isLedgerVoid = true
       }
       let life = Life(world, fate)
       life.run(isLast: isLast)
@@ -59,6 +67,7 @@ struct Schedule: Sendable {
     schedule.powerLosses = world.powerLosses
     schedule.failures = world.failures
     schedule.kills = world.kills - 1
+    schedule.reachedLimit = dailyLimit.map { world.mostInADay >= $0 } ?? false
     return schedule
   }
 
@@ -88,7 +97,8 @@ struct Schedule: Sendable {
   /// Runs the seeds on all processors until `stop` says that it is enough, and gives the schedules to `look` in no
   /// particular order.
   static func runAll(
-    _ seeds: Range<UInt64>, safeguards: Safeguards = .all, until stop: @escaping @Sendable (Schedule) -> Bool
+    _ seeds: Range<UInt64>, safeguards: Safeguards = .all, forgetsLedgers: Bool = false,
+    until stop: @escaping @Sendable (Schedule) -> Bool
   ) async {
     let next = Mutex<(seed: UInt64, isOver: Bool)>((seeds.lowerBound, false))
     await withCheckedContinuation { (done: CheckedContinuation<Void, Never>) in
@@ -101,7 +111,7 @@ struct Schedule: Sendable {
               return state.seed
             }
             guard let seed else { return }
-            let schedule = run(seed: seed, safeguards: safeguards)
+            let schedule = run(seed: seed, safeguards: safeguards, forgetsLedgers: forgetsLedgers)
             if stop(schedule) { next.withLock { $0.isOver = true } }
           }
         }
@@ -116,7 +126,7 @@ struct Schedule: Sendable {
 @Suite struct ScheduleTests {
   @Test func nothingAcknowledgedIsLostInAnySchedule() async {
     struct Sums {
-      var schedules = 0, lives = 0, acknowledged = 0, powerLosses = 0, failures = 0, kills = 0, steps = 0
+      var schedules = 0, lives = 0, acknowledged = 0, powerLosses = 0, failures = 0, kills = 0, limits = 0, steps = 0
       var bad: [Schedule] = []
     }
     let sums = Mutex(Sums())
@@ -131,6 +141,7 @@ struct Schedule: Sendable {
         sums.powerLosses += schedule.powerLosses
         sums.failures += schedule.failures
         sums.kills += schedule.kills
+        sums.limits += schedule.reachedLimit ? 1 : 0
         sums.steps += schedule.steps
         if !schedule.violations.isEmpty { sums.bad.append(schedule) }
         return sums.bad.count >= 3
@@ -139,8 +150,8 @@ struct Schedule: Sendable {
     let total = sums.withLock { $0 }
     print(
       "\(total.schedules) schedules: \(total.lives) lives, \(total.powerLosses) power failures, \(total.failures) failed",
-      "disks, \(total.kills) kills or quiet ends; \(total.acknowledged) messages acknowledged; \(total.steps) steps;",
-      "\(total.bad.count) with violations")
+      "disks, \(total.kills) kills or quiet ends; \(total.acknowledged) messages acknowledged;",
+      "\(total.limits) with a daily limit that was reached; \(total.steps) steps; \(total.bad.count) with violations")
     for schedule in total.bad {
       Issue.record(
         "seed \(schedule.seed): \(schedule.violations.joined(separator: "; "))\nreplay: scripts/test --seed \(schedule.seed)"
@@ -162,7 +173,9 @@ struct Schedule: Sendable {
   /// The simulation is worth something only if it finds what is missing: each safeguard left out must show.
   @Test(arguments: PlantedBug.all) func plantedBugIsFound(_ bug: PlantedBug) async {
     let found = Mutex<Schedule?>(nil)
-    await Schedule.runAll(1..<5001, safeguards: Safeguards.all.subtracting(bug.missing)) { schedule in
+    await Schedule.runAll(
+      1..<5001, safeguards: Safeguards.all.subtracting(bug.missing), forgetsLedgers: bug.forgetsLedgers
+    ) { schedule in
       if schedule.violations.isEmpty { return false }
       found.withLock { if $0.map({ $0.seed > schedule.seed }) ?? true { $0 = schedule } }
       return true
@@ -175,7 +188,8 @@ struct Schedule: Sendable {
 
 struct PlantedBug: CustomTestStringConvertible, CustomStringConvertible, Sendable {
   var description: String
-  var missing: Safeguards
+  var missing = Safeguards()
+  var forgetsLedgers = false
   var testDescription: String { description }
 
   static let all = [
@@ -187,5 +201,6 @@ struct PlantedBug: CustomTestStringConvertible, CustomStringConvertible, Sendabl
     PlantedBug(description: "the uncertain tail is not written again", missing: .rewritingOfUncertainTail),
     PlantedBug(description: "records with a wrong checksum are believed", missing: .checksums),
     PlantedBug(description: "a content file goes before the removal is durable", missing: .removalBeforeContent),
+    PlantedBug(description: "the ledger of the day is not synced", forgetsLedgers: true),
   ]
 }

@@ -27,7 +27,11 @@ final class Platter {
   /// By path: what a process sees, what is durable, and what would become durable with a sync of its directory.
   var names: [String: Inode] = [:]
   var durableNames: [String: Inode] = [:]
-  var unsyncedNames: [(path: String, inode: Inode?)] = []
+  /// Each change as a whole: after a rename there are both names in their new state, or none.
+  var unsyncedNames: [[(path: String, inode: Inode?)]] = []
+  /// An operation on a ledger has failed, or the clock was set: what it says of the day is not to be relied on any more.
+  var isLedgerVoid = false
+  static let ledger = "/q/ledger"
   /// Octets that files may take together; nil for as many as they like.
   var capacity: Int?
 
@@ -48,15 +52,15 @@ final class Platter {
     if bytes.count < size { bytes += [UInt8](repeating: 0, count: size - bytes.count) }
   }
 
-  func put(_ path: String, _ inode: Inode?) {
-    names[path] = inode
-    unsyncedNames.append((path, inode))
+  func put(_ changes: (path: String, inode: Inode?)...) {
+    for (path, inode) in changes { names[path] = inode }
+    unsyncedNames.append(changes)
   }
 
   func syncNames(in directory: String) {
-    unsyncedNames.removeAll { path, inode in
-      guard path.hasPrefix(directory + "/") else { return false }
-      durableNames[path] = inode
+    unsyncedNames.removeAll { changes in
+      guard changes.allSatisfy({ $0.path.hasPrefix(directory + "/") }) else { return false }
+      for (path, inode) in changes { durableNames[path] = inode }
       return true
     }
   }
@@ -93,7 +97,9 @@ final class Platter {
   /// The power is gone and comes back.
   func losePower(_ random: inout SeededRandom) {
     let chance = random.pick([0, 0.1, 0.5, 0.9, 1])
-    for (path, inode) in unsyncedNames where random.chance(chance) { durableNames[path] = inode }
+    for changes in unsyncedNames where random.chance(chance) {
+      for (path, inode) in changes { durableNames[path] = inode }
+    }
     unsyncedNames = []
     names = durableNames
     for path in names.keys.sorted() {
@@ -114,6 +120,8 @@ struct DiskFaults {
   var failedSync = 0.0
   /// The operation in which the power fails.
   var powerLossAt: Int?
+  /// Syncs of ledgers are forgotten: a fault on purpose of the program, not of the disk.
+  var forgetsToSyncLedgers = false
 }
 
 /// The disk as one process sees it. Once the process has ended or the power is gone, every operation fails.
@@ -145,6 +153,16 @@ final class SimulatedDisk: Disk, @unchecked Sendable {
 
   /// Every operation begins here. A power failure may come before or after `effect`; either way nobody hears of it.
   func perform<T>(
+    _ operation: String, _ path: String, _ kind: Kind, _ effect: () throws(DiskError) -> T
+  ) throws(DiskError) -> T {
+    do throws(DiskError) { return try attempt(operation, path, kind, effect) } catch {
+      // A ledger that is not there yet is none that has failed.
+      if path.hasPrefix(Platter.ledger), !isOff, error.code != ENOENT { platter.isLedgerVoid = true }
+      throw error
+    }
+  }
+
+  private func attempt<T>(
     _ operation: String, _ path: String, _ kind: Kind, _ effect: () throws(DiskError) -> T
   ) throws(DiskError) -> T {
     if isOff { throw DiskError(operation: operation, path: path, code: EIO) }
@@ -187,7 +205,7 @@ final class SimulatedDisk: Disk, @unchecked Sendable {
       }
       guard mode == .create || mode == .createNew else { throw DiskError(operation: "open", path: path, code: ENOENT) }
       let inode = Platter.Inode()
-      platter.put(path, inode)
+      platter.put((path, inode))
       return SimulatedFile(disk: self, inode: inode, path: path)
     }
   }
@@ -209,15 +227,14 @@ final class SimulatedDisk: Disk, @unchecked Sendable {
   func rename(_ old: String, to new: String) throws(DiskError) {
     try perform("rename", old, .other) { () throws(DiskError) in
       guard let inode = platter.names[old] else { throw DiskError(operation: "rename", path: old, code: ENOENT) }
-      platter.put(new, inode)
-      platter.put(old, nil)
+      platter.put((new, inode), (old, nil))
     }
   }
 
   func unlink(_ path: String) throws(DiskError) {
     try perform("unlink", path, .other) { () throws(DiskError) in
       guard platter.names[path] != nil else { throw DiskError(operation: "unlink", path: path, code: ENOENT) }
-      platter.put(path, nil)
+      platter.put((path, nil))
     }
   }
 
@@ -260,6 +277,7 @@ final class SimulatedDisk: Disk, @unchecked Sendable {
   }
 
   fileprivate func sync(_ inode: Platter.Inode, _ path: String) throws(DiskError) {
+    if faults.forgetsToSyncLedgers, path.hasPrefix(Platter.ledger) { return }
     try perform("fdatasync", path, .sync) { () throws(DiskError) in
       if simulator.random.chance(faults.failedSync) {
         note("fdatasync \(path): failed")

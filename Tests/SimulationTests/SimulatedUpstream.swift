@@ -114,7 +114,7 @@ final class SimulatedLink: UpstreamLink, @unchecked Sendable {
     if life.chance(\.breaksBeforeContent) { return lose("broken before the content", isInDoubt: false) }
     if life.chance(\.breaksInDoubt) { return lose("broken in doubt", isInDoubt: true) }
     if life.chance(\.breaksAfterTaking) {
-      life.world.taken(job, job.recipients, content, isInDoubt: true)
+      life.world.taken(job, job.recipients, content, by: account.name, isInDoubt: true)
       return lose("broken after the message was taken", isInDoubt: true)
     }
     if life.chance(\.holdsAccount) {
@@ -146,7 +146,7 @@ final class SimulatedLink: UpstreamLink, @unchecked Sendable {
         taken.append(index)
       }
     }
-    life.world.taken(job, taken, content, isInDoubt: false)
+    life.world.taken(job, taken, content, by: account.name, isInDoubt: false)
     let outcome = ClientTransaction.Outcome(
       recipients: outcomes, isInDoubt: false, mustClose: mustClose, needsReset: false)
     inFlight.removeFirst()

@@ -67,6 +67,12 @@ final class World: @unchecked Sendable {
   private(set) var kills = 0
   private(set) var failures = 0
 
+  /// The account that has a daily limit, and to how many recipients it has sent when.
+  var limited: (account: String, limit: Int)?
+  private var sent: [(when: MonotonicInstant, count: Int)] = []
+  /// The most that the account has sent within 24 hours.
+  private(set) var mostInADay = 0
+
   init(_ simulator: Simulator) { self.simulator = simulator }
 
   func violate(_ text: String) { if violations.count < 5 { violations.append(text) } }
@@ -95,7 +101,8 @@ final class World: @unchecked Sendable {
 
   // MARK: What the upstream sees
 
-  func taken(_ job: Job, _ recipients: [Int], _ content: [UInt8], isInDoubt: Bool) {
+  func taken(_ job: Job, _ recipients: [Int], _ content: [UInt8], by account: String, isInDoubt: Bool) {
+    count(recipients.count, by: account)
     guard let letter = byID[job.id] else {
       if !recipients.isEmpty { told(content) }
       return
@@ -108,6 +115,17 @@ final class World: @unchecked Sendable {
         violate("letter \(letter.number) came twice to recipient \(index), and nothing was in doubt: \(before)")
       }
       letter.deliveries[index, default: []].append(.init(state: isInDoubt ? .doubtful : .recorded))
+    }
+  }
+
+  /// No crash may make an account send more than its limit: the upstream does not know of the crash.
+  private func count(_ recipients: Int, by account: String) {
+    guard let limited, limited.account == account else { return }
+    sent.append((simulator.now, recipients))
+    sent.removeAll { simulator.now - $0.when >= .seconds(86_400) }
+    mostInADay = max(mostInADay, sent.reduce(0) { $0 + $1.count })
+    if mostInADay > limited.limit, !platter.isLedgerVoid {
+      violate("\(account) has sent to \(mostInADay) recipients within 24 hours, of \(limited.limit) that it may")
     }
   }
 
