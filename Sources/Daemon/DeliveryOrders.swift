@@ -41,7 +41,9 @@ struct DeliveryOrders: OrderTaker {
         ? .unknown : .unchanged("is being delivered at this moment already")
     case .hold:
       if state.isHeld { return .unchanged("is held already") }
-      return try await delivery.hold(id, by: text) ? .done("is held") : .unknown
+      guard try await delivery.hold(id, by: text) else { return .unknown }
+      let isUnderWay = await delivery.messagesUnderWay().contains(id)
+      return .done(isUnderWay ? "is being delivered at this moment, and held if that fails" : "is held")
     case .release:
       if !state.isHeld { return .unchanged("is not held") }
       return try await delivery.release(id, by: text) ? .done("is released") : .unknown

@@ -28,7 +28,11 @@ actor QueueCensus {
     while true {
       let entries = await store.entries(startingAfter: after, limit: Self.page)
       for entry in entries {
-        if entry.isDead { counts.dead += 1 } else if entry.isHeld { counts.held += 1 }
+        switch QueueFilter.State(entry, isActive: false) {
+        case .held: counts.held += 1
+        case .dead: counts.dead += 1
+        default: break
+        }
       }
       guard entries.count == Self.page, let end = entries.last else { break }
       after = end.id

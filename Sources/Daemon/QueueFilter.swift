@@ -15,20 +15,21 @@ public struct QueueFilter: Sendable, Equatable {
     case deferred
     /// Kept back by the operator.
     case held
-    /// Kept, but neither delivered nor returned.
+    /// Kept, but neither delivered nor returned, and nobody is left to whom it could be delivered.
     case dead
 
     init(_ entry: QueueEntry, isActive: Bool) {
       let isTried = entry.lanes.contains { $0.attempts > 0 || $0.nextAttempt != entry.arrival }
       self =
-        isActive ? .active : entry.isDead ? .dead : entry.isHeld ? .held : isTried ? .deferred : .queued
+        isActive
+        ? .active : entry.isHeld ? .held : entry.isDead && entry.lanes.isEmpty ? .dead : isTried ? .deferred : .queued
     }
   }
 
   public var state: State?
   /// The name of a `[domain:]`, in any case.
   public var account: String?
-  /// An address or a pattern; matches the address as it was given and as it was rewritten.
+  /// An address or a pattern; matches the address as it was given and as it was rewritten, of those who have not got it.
   public var recipient: String?
   /// An address or a pattern; `<>` is the null reverse-path.
   public var sender: String?
@@ -124,8 +125,8 @@ public struct QueueFilter: Sendable, Equatable {
     return true
   }
 
-  /// Whether the envelope allows it as well.
-  func admits(_ envelope: Envelope) -> Bool {
+  /// Whether the message itself allows it as well.
+  func admits(_ envelope: Envelope, _ state: MessageState) -> Bool {
     if let sender {
       let isNull = envelope.reversePath.isEmpty
       guard sender == "<>" ? isNull : !isNull && AddressGlob.matches(envelope.reversePath, sender) else {
@@ -133,9 +134,19 @@ public struct QueueFilter: Sendable, Equatable {
       }
     }
     guard let recipient else { return true }
-    return envelope.recipients.contains {
+    return state.waiting(of: envelope).contains {
       AddressGlob.matches($0.address, recipient) || AddressGlob.matches($0.original, recipient)
     }
+  }
+}
+
+extension MessageState {
+  /// The recipients for whose sake the message is still there: those who are to get it, or when there are none, those of
+  /// whose failure nobody was told.
+  func waiting(of envelope: Envelope) -> [Recipient] {
+    let open = envelope.recipients.indices.filter { recipients[$0] == nil }
+    let waiting = open.isEmpty ? envelope.recipients.indices.filter { recipients[$0] != .delivered } : open
+    return waiting.map { envelope.recipients[$0] }
   }
 }
 

@@ -56,6 +56,7 @@ struct StoppedOrders: OrderTaker {
       if !state.isHeld { return .unchanged("is not held") }
       store.update(id) { state in
         state.isHeld = false
+        for (name, lane) in state.lanes { state.lanes[name]?.nextAttempt = min(lane.nextAttempt, now) }
         state.note(LifeEvent(time: now, kind: .released, text: text))
       }
       return .done("is released")

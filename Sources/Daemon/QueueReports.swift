@@ -93,7 +93,7 @@ struct QueueReports: Sendable {
     var place = 0
     for found in try await store.readEnvelopes(batch.map(\.entry.id)) {
       while batch[place].entry.id != found.id { place += 1 }
-      guard filter.admits(found.envelope) else { continue }
+      guard filter.admits(found.envelope, found.state) else { continue }
       var match = batch[place]
       match.message = (found.envelope, found.state)
       result.append(match)
@@ -130,12 +130,13 @@ struct QueueReports: Sendable {
     let part = try await walk(filter, after: after, limit: limit, withEnvelopes: format != .ids)
     var text = JSONText(capacity: part.matches.count * (format == .json ? 400 : 150))
     let now = time.wallClock
+    let accounts = await accounts() ?? []
     for match in part.matches {
       guard format != .ids, let message = match.message else {
         text.line("\(match.entry.id)")
         continue
       }
-      let item = item(match.entry, match.state, message.envelope, message.state, now)
+      let item = item(match.entry, match.state, message.envelope, message.state, accounts, now)
       if format == .json { text.put(item) } else { text.row(item) }
     }
     text.line(part.next.map { "next \($0)" } ?? "end")
@@ -143,19 +144,32 @@ struct QueueReports: Sendable {
   }
 
   private func item(
-    _ entry: QueueEntry, _ word: QueueFilter.State, _ envelope: Envelope, _ state: MessageState, _ now: Timestamp
+    _ entry: QueueEntry, _ word: QueueFilter.State, _ envelope: Envelope, _ state: MessageState,
+    _ accounts: [AccountSnapshot], _ now: Timestamp
   ) -> QueueItem {
-    let open = envelope.recipients.indices.filter { state.recipients[$0] == nil }
     let lanes = entry.lanes.compactMap { state.lanes[$0.account] }
     let lane = lanes.min { $0.nextAttempt < $1.nextAttempt }
-    var reason = state.deadReason ?? lane?.lastReply
-    if word == .held, let event = state.life.last(where: { $0.kind == .held }) { reason = event.text }
+    let reason: String?
+    switch word {
+    case .held: reason = state.life.last { $0.kind == .held }?.text
+    case .dead: reason = state.deadReason
+    default: reason = lane?.lastReply ?? Self.hold(entry, accounts)
+    }
     return QueueItem(
       id: entry.id.description, state: word.rawValue, arrival: ISOTime.format(envelope.arrival),
       ageSeconds: Int((now - envelope.arrival).components.seconds), size: entry.size, sender: envelope.reversePath,
-      recipients: open.map { envelope.recipients[$0].address }, accounts: entry.lanes.map(\.account),
+      recipients: state.waiting(of: envelope).map(\.address), accounts: entry.lanes.map(\.account),
       attempts: lanes.map(\.attempts).max() ?? 0, nextAttempt: lane.map { ISOTime.format($0.nextAttempt) },
       reason: reason)
+  }
+
+  /// Why a message is not even tried.
+  private static func hold(_ entry: QueueEntry, _ accounts: [AccountSnapshot]) -> String? {
+    for lane in entry.lanes {
+      guard let account = accounts.first(where: { $0.name == lane.account }), let hold = account.hold else { continue }
+      return "account \(account.name) is on hold: \(hold.reason)"
+    }
+    return nil
   }
 
   // MARK: One message
@@ -192,7 +206,8 @@ struct QueueReports: Sendable {
     let word = QueueFilter.State(entry, isActive: await underWay().contains(id))
     let accounts = await accounts()
     return QueueDetail(
-      item: item(entry, word, envelope, state, time.wallClock), client: envelope.clientAddress, helo: envelope.helo,
+      item: item(entry, word, envelope, state, accounts ?? [], time.wallClock), client: envelope.clientAddress,
+      helo: envelope.helo,
       parameters: Self.parameters(envelope), recipients: MessageDocument.recipients(envelope, state),
       lanes: state.lanes.map { name, lane in
         .init(

@@ -70,7 +70,7 @@ extension Account {
         dispatch(guest, over: number)
       } else if let own {
         guard let number = place(for: fresh[own.id]?.recipients.count ?? 1, now) else { return }
-        due.removeMin()
+        removeDue()
         dispatch(own, over: number)
       }
     }
@@ -80,10 +80,12 @@ extension Account {
   private func passesOver(_ entry: Due) -> Bool {
     if cancelled[entry.id] != nil {
       cancelled[entry.id]?.append(entry)
-    } else if !active.contains(entry.id) {
+    } else if active.contains(entry.id) {
+      surplus = max(0, surplus - 1)
+    } else {
       return false
     }
-    due.removeMin()
+    removeDue()
     return true
   }
 
@@ -199,6 +201,7 @@ extension Account {
       return pump()
     }
     guard let job else {
+      surplus = max(0, surplus - 1)
       abandon(entry.id, on: number)
       return pump()
     }
@@ -246,7 +249,7 @@ extension Account {
   /// Gives back the place and the token of a message that is not sent after all.
   func abandon(_ id: QueueID, on number: Int) {
     active.remove(id)
-    if wanted.remove(id) != nil { due.insert(Due(when: Due.forced, id: id)) }
+    if wanted.remove(id) != nil { force(id) }
     bucket?.refund()
     release(number)
     stopIfDone()

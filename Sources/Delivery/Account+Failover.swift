@@ -88,7 +88,7 @@ extension Account {
 
   private func takeForLending() -> Due? {
     while isHeldUp, !isStopping, settings.isEnabled, let first = due.min, first.when <= time.wallClock.microseconds {
-      due.removeMin()
+      removeDue()
       if cancelled[first.id] != nil {
         cancelled[first.id]?.append(first)
       } else if !active.contains(first.id) {
@@ -131,7 +131,7 @@ extension Account {
     active.remove(id)
     lent[id] = nil
     if wanted.remove(id) != nil {
-      due.insert(Due(when: Due.forced, id: id))
+      force(id)
     } else if let next {
       due.insert(next)
     }
@@ -159,7 +159,7 @@ extension Account {
     guard await carrier.giveBack(Loan(id: id, owner: name)) else { return false }
     active.remove(id)
     lent[id] = nil
-    due.insert(Due(when: Due.forced, id: id))
+    force(id)
     return true
   }
 

@@ -42,6 +42,13 @@ actor Account {
   // MARK: State
 
   var due = Heap<Due>()
+  /// Messages with an entry that is tried at once.
+  var forced: Set<QueueID> = []
+  /// How many entries are second ones of their messages, and will come to nothing.
+  var surplus = 0
+  /// When an operator's order has last ended a hold.
+  var liftedAt: MonotonicInstant?
+  static let liftInterval = Duration.seconds(10)
   /// Contents that are still in memory, so that most messages are never read back.
   var fresh: [QueueID: FreshMessage] = [:]
   var freshBytes = 0
@@ -188,18 +195,42 @@ actor Account {
   /// Tries these messages now; with nil, all of them, and forgets what the account was held for.
   func retry(_ ids: [QueueID]?) {
     if let ids {
-      for id in ids where !active.contains(id) { due.insert(Due(when: Due.forced, id: id)) }
-      // It goes as the canary; one message is no reason to let all the others loose on an account that is blocked.
-      hold?.until = time.now
-      loginHold?.until = time.now
+      for id in ids where !active.contains(id) && force(id) { surplus += 1 }
+      endHoldsEarly()
     } else {
-      let all = due.unordered
-      due = Heap(all.map { Due(when: Due.forced, id: $0.id) })
+      forced = Set(due.unordered.lazy.map(\.id))
+      due = Heap(forced.map { Due(when: Due.forced, id: $0) })
+      surplus = 0
       hold = nil
       loginHold = nil
       limitHold = nil
     }
     pump()
+  }
+
+  /// Has a message tried as soon as possible. One entry of the kind is enough, however often somebody asks.
+  /// - Returns: whether there was none.
+  @discardableResult func force(_ id: QueueID) -> Bool {
+    guard forced.insert(id).inserted else { return false }
+    due.insert(Due(when: Due.forced, id: id))
+    return true
+  }
+
+  /// Takes the first entry off the heap.
+  func removeDue() {
+    guard !due.isEmpty else { return }
+    let entry = due.removeMin()
+    if entry.when == Due.forced { forced.remove(entry.id) }
+  }
+
+  /// Lets one message go as the canary now: one message is no reason to let all the others loose on an account that is
+  /// blocked. An order on thousands of messages comes as thousands of these, and must not become as many logins.
+  private func endHoldsEarly() {
+    let now = time.now
+    let moment = max(now, liftedAt.map { $0 + Self.liftInterval } ?? now)
+    if hold != nil || loginHold != nil, moment == now { liftedAt = now }
+    if let hold, moment < hold.until { self.hold?.until = moment }
+    if let loginHold, moment < loginHold.until { self.loginHold?.until = moment }
   }
 
   /// A message that is on hold from now on is not sent from memory: what the queue says of it decides.
@@ -215,7 +246,7 @@ actor Account {
     if active.contains(id) {
       wanted.insert(id)
     } else {
-      due.insert(Due(when: Due.forced, id: id))
+      force(id)
       pump()
     }
   }

@@ -77,6 +77,44 @@ final class TemporaryQueue {
     #expect(throws: QueueFilter.Malformed.self) { try QueueFilter(query: ["older_than": "soon"]) }
   }
 
+  @Test func messageThatSomebodyStillGetsIsNotDead() async throws {
+    let queue = try TemporaryQueue()
+    let id = try await queue.add(to: ["gone@example.com", "waits@example.com"])
+    let later = queue.time.wallClock + .seconds(60)
+    queue.spool.update(id) {
+      $0.recipients[0] = .failed("550 5.1.1 nobody")
+      $0.deadReason = "550 5.1.1 nobody; nobody was told: it has no sender"
+      $0.lanes["example.com"] = Lane(nextAttempt: later, attempts: 1, lastReply: "451 4.3.0 later")
+    }
+    func ids(_ query: [String: String]) async throws -> [QueueID] {
+      let filter = try QueueFilter(query: query)
+      return try await queue.reports.walk(filter, after: nil, limit: 9, withEnvelopes: false).matches.map(\.entry.id)
+    }
+    func item() async throws -> QueueItem { try #require(try await queue.reports.detail(id)).item }
+    #expect(try await ids(["state": "dead"]) == [])
+    #expect(try await ids(["state": "deferred"]) == [id])
+    #expect(try await item().reason == "451 4.3.0 later")
+    #expect(try await item().recipients == ["waits@example.com"])
+    // Who has failed is no longer waited for.
+    #expect(try await ids(["recipient": "alias-gone@*"]) == [])
+    #expect(try await ids(["recipient": "waits@*"]) == [id])
+    queue.spool.update(id) { $0.isHeld = true }
+    #expect(try await ids(["state": "held"]) == [id])
+    queue.spool.update(id) {
+      $0.isHeld = false
+      $0.recipients[1] = .delivered
+    }
+    #expect(try await ids(["state": "dead"]) == [id])
+    #expect(try await item().recipients == ["gone@example.com"])
+    #expect(try await item().reason?.contains("nobody was told") == true)
+    #expect(try await ids(["recipient": "waits@*"]) == [], "it has been delivered")
+    #expect(try await ids(["recipient": "gone@*"]) == [id])
+    // An operator may keep back what is dead as well.
+    queue.spool.update(id) { $0.isHeld = true }
+    #expect(try await ids(["state": "held"]) == [id])
+    await queue.end()
+  }
+
   @Test func eachConditionNamesTheMessagesItShould() async throws {
     let queue = try TemporaryQueue()
     let plain = try await queue.add()

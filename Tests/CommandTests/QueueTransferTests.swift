@@ -287,6 +287,12 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     #expect(try await order(.retry, ["state": "deferred"]).done == 1)
     let lane = try #require(try await queue.spool.readEnvelope(ids[2])?.1.lanes["example.com"])
     #expect(lane == Lane(nextAttempt: queue.time.wallClock, attempts: 2, lastReply: "451"))
+    queue.spool.update(ids[2]) {
+      $0.isHeld = true
+      $0.lanes["example.com"]?.nextAttempt = later
+    }
+    #expect(try await order(.release, ["ids": "\(ids[2])"]).done == 1)
+    #expect(try await queue.spool.readEnvelope(ids[2])?.1.lanes["example.com"] == lane, "it is tried at once")
     #expect(try await order(.bounce, ["ids": "\(ids[3])"]).lines.map(\.status) == [75])
     #expect(try await order(.delete, ["ids": "\(ids[3])"]).done == 1)
     #expect(try await order(.delete, ["ids": "\(ids[3])"]).lines.map(\.status) == [65])

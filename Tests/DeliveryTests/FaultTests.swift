@@ -134,6 +134,28 @@ import Testing
     #expect(bench.lines.all.filter { $0.contains("on hold (dailyLimit)") }.count == 2)
   }
 
+  @Test func orderOnManyMessagesTriesABlockedAccountOnce() async throws {
+    let bench = try await Bench([.answer(.mail, "550 5.4.5 Daily user sending limit exceeded. gsmtp")]) {
+      $0.maximumConnections = 1
+    }
+    func holds() -> Int { bench.lines.all.filter { $0.contains("on hold (dailyLimit)") }.count }
+    var ids = [try await bench.submit()]
+    _ = await bench.lines.line(containing: "on hold (dailyLimit)")
+    for _ in 0..<5 { ids.append(try await bench.submit()) }
+    for _ in 0..<20 {
+      for id in ids { try await bench.delivery.retry(id) }
+    }
+    await bench.until { holds() == 2 }
+    for id in ids { try await bench.delivery.retry(id) }
+    #expect(await bench.account().queued == 6)
+    #expect(bench.upstream.statistics.authentications <= 2)
+    bench.time.advance(by: .seconds(10))
+    await bench.until { holds() == 3 }
+    #expect(await bench.account().queued == 6)
+    await bench.end()
+    #expect(holds() == 3)
+  }
+
   @Test func faultOfTheAccountEndsNobodysMailThoughAnotherRecipientIsPutOff() async throws {
     let bench = try await Bench([
       .recipient("slow@", "450 4.2.1 no", times: nil), .recipient("limit@", "550 5.4.5 Daily limit", times: nil),
