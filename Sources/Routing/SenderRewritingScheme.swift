@@ -79,7 +79,7 @@ public struct SenderRewritingScheme: Sendable {
     case .srs0(let rest):
       // With the separator of a host's own choice in front, which is `=` in ours.
       let fields = rest.dropFirst().split(separator: "=", maxSplits: 3, omittingEmptySubsequences: false)
-      guard fields.count == 4, !fields[3].isEmpty else { throw .malformed }
+      guard fields.count == 4 else { throw .malformed }
       try check(String(fields[0]), fields[1...].map(String.init))
       try Self.checkAge(fields[1], now)
       return try Self.mailbox(String(fields[3]), at: String(fields[2]))

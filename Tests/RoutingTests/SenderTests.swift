@@ -53,11 +53,13 @@ import Testing
       let address = try Mailbox(localPart: changed.joined(separator: "="), domain: "relay.example")
       #expect(throws: SenderRewritingScheme.Fault.forged, "\(address)") { try srs.reverse(address, now: Self.noon) }
     }
-    for short in ["SRS0=\(fields[1].prefix(3))=\(fields[2])=example.org=jane", "SRS0==\(fields[2])=example.org=jane"] {
+    for short in [
+      "SRS0=\(fields[1].prefix(3))=\(fields[2])=example.org=jane", "SRS0==\(fields[2])=example.org=jane", "SRS0=a=b=c=",
+    ] {
       let address = try Mailbox(localPart: short, domain: "relay.example")
       #expect(throws: SenderRewritingScheme.Fault.forged) { try srs.reverse(address, now: Self.noon) }
     }
-    for broken in ["SRS0=a=b", "SRS0=a=b=c=", "SRS1=a=b", "SRS1=a=b=c"] {
+    for broken in ["SRS0=a=b", "SRS1=a=b", "SRS1=a=b=c"] {
       let address = try Mailbox(localPart: broken, domain: "relay.example")
       #expect(throws: SenderRewritingScheme.Fault.self) { try srs.reverse(address, now: Self.noon) }
     }
