@@ -131,9 +131,17 @@ public final class Relay: Sendable {
     var isTold = false
     while true {
       do throws(QueueError) {
-        return try Spool.open(
+        let log = output.logger("queue")
+        let spool = try Spool.open(
           directory: settings.global.queueDir, disk: PosixDisk(), time: time,
-          options: SpoolOptions(reserve: settings.global.queueMinimumFree), onFailure: { failure.report($0) })
+          options: SpoolOptions(reserve: settings.global.queueMinimumFree),
+          onDamage: { log.critical("\($0)") }, onFailure: { failure.report($0) })
+        if spool.cutOff > 0 {
+          log.notice(
+            "\(spool.cutOff) octets at the end of the queue were cut off: a crash had interrupted their writing, and nobody was told that they are safe"
+          )
+        }
+        return spool
       } catch {
         guard case .locked(let pid) = error, time.now < deadline else {
           throw DaemonError(error.whyNotOpened, exitStatus: 73)
@@ -184,6 +192,10 @@ public final class Relay: Sendable {
       body()
     }
   }
+
+  /// Breaks off what leaves at this moment: whatever the upstream says now, a queue that has failed cannot keep it, and
+  /// the next process sends it again. What the upstream has not got whole does not arrive twice.
+  public func breakOffDelivery() async { await delivery.stop(within: .zero) }
 
   private func startAdmin(_ path: String) {
     let admin = AdminServer(store: spool, delivery: delivery, time: time, log: log, status: { await self.report() })

@@ -92,6 +92,7 @@ public struct Supervisor: Sendable {
         SystemdNotifier.ready(status: await relay.statusLine())
       case .queueFailed:
         SystemdNotifier.stopping()
+        await relay.breakOffDelivery()
         await relay.stop(within: .seconds(5))
         return 75
       case .stop:

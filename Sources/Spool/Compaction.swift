@@ -18,7 +18,7 @@ extension LogWriter {
     if isCompactionScheduled { return }
     let isShort = core.isShortOfSpace
     let isWorth = core.shared.withLock { s in
-      limit = core.options.segmentLimit(live: s.live)
+      limit = min(core.options.segmentLimit(live: s.live), ceiling)
       guard s.failure == nil, let oldest = s.segments.first else { return false }
       if s.segments.count == 1 { return isWorthLeaving(oldest, isShort) }
       if oldest.messages == 0 || Self.removed(in: oldest, s) != nil { return true }
@@ -67,7 +67,7 @@ extension LogWriter {
       return
     }
     var scanner =
-      compaction ?? SegmentScanner(file: oldest.file, from: LogFormat.segmentHeaderSize, to: oldest.size)
+      compaction ?? SegmentScanner(file: PatientFile(oldest.file), from: LogFormat.segmentHeaderSize, to: oldest.size)
     do throws(QueueError) {
       let isDone = try copy(from: oldest.number, &scanner)
       // `nil`: no space for copies. The next commit or tick tries again; space may have been found by then.
@@ -76,10 +76,7 @@ extension LogWriter {
         return
       }
       compaction = scanner
-      if isDone, core.shared.withLock({ $0.segments.first?.messages ?? 0 }) > 0 {
-        throw .corrupt(
-          file: core.segmentPath(oldest.number), offset: scanner.offset, detail: "queued messages are missing")
-      }
+      if isDone, try !rescueRest(of: oldest.number) { return }
     } catch {
       return fail(error)
     }
@@ -109,8 +106,8 @@ extension LogWriter {
       do throws(DiskError) { item = try scanner.header() } catch { throw error.asQueueError }
       switch item {
       case .end: return true
-      case .damaged(let detail):
-        throw .corrupt(file: core.segmentPath(segment), offset: scanner.offset, detail: detail)
+      // The index knows whose record this was.
+      case .damaged: scanner.skipWord()
       case .record(let header, let offset):
         if header.type == RecordType.message.rawValue, let place = core.locatedForCopy(header.id, segment, offset) {
           switch try copy(place) {
@@ -125,9 +122,35 @@ extension LogWriter {
     return false
   }
 
+  /// Copies the messages whose records a scan does not find any more.
+  /// - Returns: false when there is no space for it now.
+  private func rescueRest(of segment: UInt32) throws(QueueError) -> Bool {
+    guard core.shared.withLock({ $0.segments.first?.messages ?? 0 }) > 0 else { return true }
+    let rest = core.shared.withLock { s in
+      var rest: [IndexEntry] = []
+      s.index.walk(above: nil) { entry in
+        if entry.segment == segment { rest.append(entry) }
+        return true
+      }
+      return rest
+    }
+    for entry in rest {
+      guard let place = core.locatedForCopy(entry.id, segment, Int(entry.offset)) else { continue }
+      if try copy(place) != .done { return false }
+    }
+    return true
+  }
+
   private func copy(_ place: Located) throws(QueueError) -> Outcome {
-    let message = try core.message(place, withContent: true)
+    let message: QueuedMessage
+    do throws(QueueError) { message = try core.message(place, withContent: true) } catch {
+      guard error.isOfOneMessage else { throw error }
+      guard let rescued = core.rescued(place, because: "\(error)") else { return forget(place, error) }
+      core.onDamage("\(rescued.id) is damaged in the queue, and on hold: \(error)")
+      message = rescued
+    }
     var record = NewRecord(id: message.id, envelope: message.envelope, state: message.state)
+    if !core.options.safeguards.contains(.stateInCopies) { record.state = MessageState() }
     switch message.content {
     case .bytes(let bytes): record.content = bytes
     case .file(let content): record.file = (content.count, try core.contentCRC(place))
@@ -142,6 +165,25 @@ extension LogWriter {
     let outcome = writeBatch()
     if outcome == .done { core.shared.withLock { $0.enter(entry, summary) } }
     return outcome
+  }
+
+  /// Lets go of a message of which not even the envelope can be read; its octets are set aside.
+  private func forget(_ place: Located, _ damage: QueueError) -> Outcome {
+    let id = QueueID(rawValue: place.entry.id)
+    do throws(DiskError) {
+      let path = try core.setAside(place)
+      core.onDamage(
+        "\(id) cannot be delivered, nobody can read its envelope: \(damage). What is left of it is in \(path)")
+    } catch {
+      if error.isFull { return .full }
+      fail(error.asQueueError)
+      return .dead
+    }
+    core.shared.withLock { s in
+      s.unwritten[place.entry.id] = nil
+      _ = s.forget(place.entry.id)
+    }
+    return .done
   }
 
   /// Unlinks the oldest segment, in which no queued message is left but those that go with it.

@@ -1,6 +1,7 @@
 // Contents too large for the log: a file each, written while the data arrives.
 
 import CChecksum
+import Glibc
 import Primitives
 
 /// Content in a file of its own. The file is opened at the first read, and then kept open: once open it can be read to
@@ -12,8 +13,9 @@ final class ContentFile: StoredContent {
   let crc: UInt32
   private let core: SpoolCore
   private let file = Mutex<(any DiskFile)?>(nil)
-  /// The checksum of what was read so far, as long as that is from the beginning on and without a gap.
-  private let sum = Mutex<(end: Int, crc: UInt32)?>(nil)
+  /// The checksums of what was read so far, of each reader who began at the beginning and left nothing out.
+  private let sums = Mutex<[(end: Int, crc: UInt32)]>([])
+  private static let readerLimit = 8
   private let wasAppended = Mutex(false)
 
   init(id: QueueID, path: String, count: Int, crc: UInt32, core: SpoolCore) {
@@ -46,7 +48,12 @@ final class ContentFile: StoredContent {
           return .failure(.corrupt(file: self.path, offset: 0, detail: "the checksum of the content is wrong"))
         }
         return .success(bytes)
-      } catch { return .failure(error.asQueueError) }
+      } catch {
+        if error.code == ENOENT {
+          return .failure(.corrupt(file: self.path, offset: 0, detail: "the content of a message is missing"))
+        }
+        return .failure(error.asQueueError)
+      }
     }
     return try result.get()
   }
@@ -54,15 +61,19 @@ final class ContentFile: StoredContent {
   /// Whether a content that has been read to its end is the one that was written. Only whoever reads it from the
   /// beginning, piece by piece, is told: those who send it do.
   private func isSound(_ bytes: [UInt8], at offset: Int) -> Bool {
-    sum.withLock { sum in
-      if offset == 0 { sum = (0, 0) }
-      guard let known = sum, known.end == offset else {
-        sum = nil
-        return true
+    sums.withLock { sums in
+      var known: (end: Int, crc: UInt32) = (0, 0)
+      if offset > 0 {
+        guard let place = sums.firstIndex(where: { $0.end == offset }) else { return true }
+        known = sums.remove(at: place)
       }
       let crc = bytes.withUnsafeBytes { LogFormat.checksum($0, after: known.crc) }
-      sum = (offset + bytes.count, crc)
-      return offset + bytes.count < count || crc == self.crc
+      let end = offset + bytes.count
+      if end >= count { return crc == self.crc }
+      sums.append((end, crc))
+      // Of readers who have given up.
+      if sums.count > Self.readerLimit { sums.removeFirst() }
+      return true
     }
   }
 
@@ -70,7 +81,7 @@ final class ContentFile: StoredContent {
     let result: Result<any DiskFile, DiskError> = file.withLock { known in
       if let known { return .success(known) }
       do throws(DiskError) {
-        let file = try core.disk.open(path, .existing)
+        let file = try core.disk.open(path, .reading)
         known = file
         return .success(file)
       } catch { return .failure(error) }
@@ -148,11 +159,19 @@ final class ContentFileWriter: ContentWriter {
     let content = try await core.io.run(id) { () -> Result<ContentFile, QueueError> in
       self.state.withLock { s in
         do throws(DiskError) {
+          if self.core.options.safeguards.contains(.syncOfContents) { try self.file.sync() }
+        } catch { return .failure(error.asQueueError) }
+        do throws(DiskError) {
           if self.core.options.safeguards.contains(.syncOfContents) {
-            try self.file.sync()
             try self.core.disk.syncDirectory(self.core.contentDirectory)
           }
-        } catch { return .failure(error.asQueueError) }
+        } catch {
+          // Names of other contents may be among what this sync has lost, and the next one would not say so.
+          if !error.isOfDescriptors {
+            self.core.fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+          }
+          return .failure(error.asQueueError)
+        }
         let content = ContentFile(id: self.id, path: self.path, count: s.offset, crc: s.crc, core: self.core)
         s.content = content
         return .success(content)

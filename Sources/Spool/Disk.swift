@@ -20,6 +20,8 @@ public struct DiskError: Error, Sendable, Equatable {
   }
 
   var isFull: Bool { code == ENOSPC || code == EDQUOT || code == EFBIG }
+  /// The process or the system has too many files open: that passes.
+  var isOfDescriptors: Bool { code == EMFILE || code == ENFILE }
 
   /// The same as an error of the queue.
   var asQueueError: QueueError {

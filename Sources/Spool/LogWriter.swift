@@ -1,5 +1,6 @@
 // The only one that writes to the log: group commit, rolling over to new segments, and what to do when the disk fails.
 
+import Glibc
 import Primitives
 
 /// Writes the log, on a serial queue of its own.
@@ -11,7 +12,6 @@ final class LogWriter: @unchecked Sendable {
 
   let core: SpoolCore
   let queue: any WorkQueue
-  let onFailure: @Sendable (QueueError) -> Void
 
   // The last segment, where everything is written.
   var file: any DiskFile
@@ -26,6 +26,10 @@ final class LogWriter: @unchecked Sendable {
   var contentsToUnlink: [QueueID] = []
   /// How large the last segment may become, as of the last look at what is queued.
   var limit: Int
+  /// A file must not become larger than this, as the system said.
+  var ceiling = Int.max
+  /// Up to where records of the last segment say that everything before them is durable.
+  private var vouched: Int
   var compaction: SegmentScanner?
   var isCompactionScheduled = false
   private var isTickScheduled = false
@@ -37,18 +41,17 @@ final class LogWriter: @unchecked Sendable {
   private var unacknowledgedBytes = 0
 
   init(
-    core: SpoolCore, queue: any WorkQueue, file: any DiskFile, number: UInt32, tail: Int, lastID: UInt64,
-    onFailure: @escaping @Sendable (QueueError) -> Void
+    core: SpoolCore, queue: any WorkQueue, file: any DiskFile, number: UInt32, tail: Int, vouched: Int, lastID: UInt64
   ) {
     self.core = core
     self.queue = queue
     self.file = file
     self.number = number
     self.tail = tail
+    self.vouched = vouched
     synced = tail
     limit = core.shared.withLock { core.options.segmentLimit(live: $0.live) }
     self.lastID = lastID
-    self.onFailure = onFailure
   }
 
   var isDead: Bool { core.shared.withLock { $0.failure != nil } }
@@ -120,7 +123,17 @@ final class LogWriter: @unchecked Sendable {
     if appendIDs.contains(id.rawValue) { commit() }
     guard !isDead, let place = core.locate(id) else { return }
     let message: QueuedMessage
-    do throws(QueueError) { message = try core.message(place, withContent: false) } catch { return fail(error) }
+    do throws(QueueError) { message = try core.message(place, withContent: false) } catch {
+      guard error.isOfOneMessage else { return fail(error) }
+      // It stays as it is on the disk, and nobody gets it.
+      core.onDamage("\(id) is damaged in the queue, and kept back: \(error)")
+      core.shared.withLock { s in
+        guard var entry = s.index[id.rawValue] else { return }
+        entry.flags |= IndexEntry.held
+        s.index.set(entry)
+      }
+      return
+    }
     var state = message.state
     change(&state)
     if state == message.state { return }
@@ -148,7 +161,7 @@ final class LogWriter: @unchecked Sendable {
       let error = core.shared.withLock { $0.failure } ?? .full
       for record in refused { record.done?.resume(returning: .failure(error)) }
     }
-    if synced < tail { scheduleTick() }
+    if synced < tail || vouched < tail { scheduleTick() }
   }
 
   /// Writes some of the messages; counts `next` up by those that are written.
@@ -248,6 +261,11 @@ final class LogWriter: @unchecked Sendable {
         fail(error.asQueueError)
         return .dead
       }
+      // Not the disk is full, but the file as large as it may be: the next record goes into another one.
+      if error.code == EFBIG, tail > LogFormat.segmentHeaderSize {
+        ceiling = tail
+        limit = min(limit, ceiling)
+      }
       do throws(DiskError) {
         try file.truncate(to: tail)
       } catch {
@@ -314,7 +332,7 @@ final class LogWriter: @unchecked Sendable {
       fresh = try core.disk.open(path, .create)
       try fresh.writeAll(header, at: 0)
     } catch {
-      guard error.isFull else {
+      guard error.isFull || error.isOfDescriptors else {
         fail(error.asQueueError)
         return .dead
       }
@@ -334,18 +352,22 @@ final class LogWriter: @unchecked Sendable {
     number += 1
     tail = header.count
     synced = tail
+    vouched = tail
     core.shared.withLock { $0.segments.append(Segment(number: number, file: fresh, size: tail)) }
     return .done
   }
 
-  /// Stops the spool for good.
-  func fail(_ error: QueueError) {
-    let isFirst = core.shared.withLock { s in
-      if s.failure != nil { return false }
-      s.failure = error
-      return true
-    }
-    if isFirst { onFailure(error) }
+  func fail(_ error: QueueError) { core.fail(error) }
+
+  /// Has a record say that everything so far is durable, when no other one is there to say so.
+  ///
+  /// Without it damage to the last batch could not be told from a write that was torn, and would be cut off without a
+  /// word. It needs no sync: only who is durable needs a witness, and a witness that is lost is none.
+  func vouch() {
+    guard !isDead, synced == tail, vouched < tail, tail > LogFormat.segmentHeaderSize else { return }
+    batch.clear()
+    _ = batch.add(.removed, LogFormat.nobody, synced: synced)
+    if writeBatch() == .done { vouched = tail }
   }
 
   // MARK: The timer
@@ -363,7 +385,7 @@ final class LogWriter: @unchecked Sendable {
     if isDead { return }
     let outcome = writeChanges()
     if outcome == .dead { return }
-    _ = sync()
+    if sync() { vouch() }
     considerCompaction()
     if outcome == .full { scheduleTick(isFull: true) }
   }

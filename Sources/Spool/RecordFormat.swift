@@ -15,6 +15,8 @@ enum LogFormat {
   static let recordMagic: UInt32 = 0x4352_5153  // "SQRC"
   static let recordHeaderSize = 32
   static let messageFixedSize = 48
+  /// The identifier of no message: its removal says only that everything before it is durable.
+  static let nobody: UInt64 = 0
 
   static func padded(_ count: Int) -> Int { (count + 7) & ~7 }
 

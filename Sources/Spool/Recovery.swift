@@ -13,6 +13,12 @@ struct Recovery {
   /// Of the segment read last: its format version, and up to where its records say that it was durable.
   private var version = LogFormat.version
   private var promised = 0
+  /// Up to where the last record vouches for the last segment; 0 when it does not.
+  private(set) var vouched = 0
+  /// Messages whose contents are not there, or not whole, and what is wrong with them.
+  private(set) var damaged: [(id: QueueID, detail: String)] = []
+  /// What was cut off the end of the last segment: a write that a crash has interrupted.
+  private(set) var cutOff = 0
 
   private var segmentDirectory: String { directory + "/spool" }
   private var contentDirectory: String { directory + "/content" }
@@ -47,7 +53,12 @@ struct Recovery {
     for number in numbers { try replay(number, isLast: number == numbers.last) }
     do throws(DiskError) {
       if let last = shared.segments.last {
-        if safeguards.contains(.rewritingOfUncertainTail) { try rewrite(last) }
+        if safeguards.contains(.rewritingOfUncertainTail) {
+          guard try rewrite(last) else {
+            throw DiskError(
+              operation: "read", path: path(last.number), code: EIO, detail: "it does not read the same twice")
+          }
+        }
         try last.file.sync()
         try disk.syncDirectory(segmentDirectory)
         if version != LogFormat.version { try begin(last.number + 1) }
@@ -56,6 +67,27 @@ struct Recovery {
       }
     } catch { throw error.asQueueError }
     try checkContents()
+  }
+
+  private static func isWhole(_ bytes: [UInt8], withHeader: Bool) -> Bool {
+    bytes.withUnsafeBytes { raw in
+      var offset = 0
+      if withHeader {
+        guard (try? SegmentHeader(raw)) != nil else { return false }
+        offset = LogFormat.segmentHeaderSize
+      }
+      while offset < raw.count {
+        guard let header = RecordHeader(UnsafeRawBufferPointer(rebasing: raw[offset...])),
+          offset + header.total <= raw.count
+        else { return false }
+        let end = offset + LogFormat.recordHeaderSize + header.payloadCount
+        guard LogFormat.checksum(UnsafeRawBufferPointer(rebasing: raw[(offset + 8)..<end])) == header.crc else {
+          return false
+        }
+        offset += header.total
+      }
+      return true
+    }
   }
 
   /// Whether a segment was never finished: a crash came while it was created, or there was no space for its header. In
@@ -82,16 +114,17 @@ struct Recovery {
   /// a sync had failed, the cache holds pages that the kernel takes for clean: syncing them again reports success and
   /// writes nothing, and a power failure later would leave a hole in front of records that were acknowledged. Only
   /// writing makes them dirty again. Nobody may act on what was read before that.
-  private func rewrite(_ segment: Segment) throws(DiskError) {
-    var offset = promised
-    while offset < segment.size {
-      let bytes = try segment.file.bytes(min(1 << 20, segment.size - offset), at: offset)
-      if bytes.isEmpty { break }
-      try segment.file.writeAll(bytes, at: offset)
-      offset += bytes.count
-    }
+  /// - Returns: false when the octets are not those that were checked: the cache has let go of them since, and the disk
+  ///   has others. Nothing is written then, and the next start cuts off what the disk does not have.
+  private func rewrite(_ segment: Segment) throws(DiskError) -> Bool {
+    // With no record that says otherwise not even the header is for certain on the disk.
+    let promised = min(promised, segment.size)
+    let bytes = try segment.file.bytes(segment.size - promised, at: promised)
+    guard promised + bytes.count == segment.size, Self.isWhole(bytes, withHeader: promised == 0) else { return false }
+    try segment.file.writeAll(bytes, at: promised)
     // The same holds for a truncation: what it cut off may still be on the disk, and would stand behind later records.
     try segment.file.truncate(to: segment.size)
+    return true
   }
 
   private func path(_ number: UInt32) -> String { segmentDirectory + "/" + LogFormat.segmentName(number) }
@@ -132,6 +165,7 @@ struct Recovery {
       lastID = max(lastID, header.lastID)
       version = header.version
       promised = 0
+      vouched = 0
       shared.segments.append(Segment(number: number, file: file, size: LogFormat.segmentHeaderSize))
       var scanner = SegmentScanner(file: file, from: LogFormat.segmentHeaderSize, to: size)
       let problem = try replay(&scanner, number)
@@ -143,6 +177,7 @@ struct Recovery {
         throw QueueError.corrupt(
           file: path, offset: end, detail: "\(problem), though the record at offset \(witness) says all was well here")
       }
+      cutOff = size - end
       try file.truncate(to: end)
       try file.sync()
     } catch let error as DiskError {
@@ -170,6 +205,7 @@ struct Recovery {
         lastID = max(lastID, header.id)
         promised = max(promised, Int(clamping: header.synced))
         scanner.skip(header)
+        vouched = header.id == LogFormat.nobody && header.synced == UInt64(offset) ? scanner.offset : 0
       }
     }
   }
@@ -222,35 +258,29 @@ struct Recovery {
     return nil
   }
 
-  /// Every content file named by a message must be there; the others go.
+  /// Looks for the content files that messages name; the others go.
   private mutating func checkContents() throws(QueueError) {
     var wanted: [String: Int] = [:]
     shared.index.walk(above: nil) { entry in
       if entry.hasFile { wanted[QueueID(rawValue: entry.id).description] = Int(entry.size) }
       return true
     }
-    do {
+    do throws(DiskError) {
       for name in try disk.list(contentDirectory) {
         let path = contentDirectory + "/" + name
         if let size = wanted.removeValue(forKey: name) {
           let found = try disk.size(path)
-          if found != size {
-            throw QueueError.corrupt(file: path, offset: found, detail: "its size should be \(size)")
+          if found != size, let id = QueueID(name) {
+            damaged.append((id, "\(path) has \(found) octets instead of \(size)"))
           }
         } else if let id = QueueID(name) {
           lastID = max(lastID, id.rawValue)
           try disk.unlink(path)
         }
       }
-    } catch let error as DiskError {
-      throw error.asQueueError
-    } catch let error as QueueError {
-      throw error
-    } catch {
-      throw .failed("\(error)")
-    }
-    if let missing = wanted.keys.sorted().first {
-      throw .corrupt(file: contentDirectory + "/" + missing, offset: 0, detail: "the content of a message is missing")
+    } catch { throw error.asQueueError }
+    for name in wanted.keys.sorted() {
+      if let id = QueueID(name) { damaged.append((id, "\(contentDirectory)/\(name) is missing")) }
     }
   }
 }

@@ -39,26 +39,21 @@ public final class SalvagedQueue: QueueStore {
           let message = try core.message(known.place, withContent: withContent)
           return known.isContentGone && withContent ? .failure(gone(message)) : .success(message)
         }
-        var message = try core.message(known.place, withContent: false)
+        guard var message = core.rescued(known.place, because: damage) else {
+          return .failure(
+            .corrupt(
+              file: core.segmentPath(known.place.entry.segment), offset: Int(known.place.entry.offset), detail: damage))
+        }
         if known.isContentGone, withContent { return .failure(gone(message)) }
-        message.state.isHeld = true
-        message.state.note(LifeEvent(time: core.time.wallClock, kind: .held, text: "damaged in the queue: \(damage)"))
-        if withContent { message.content = try damagedContent(known.place) }
+        if known.place.entry.hasFile, withContent {
+          let path = core.contentPath(known.place.entry.id)
+          do throws(DiskError) {
+            message.content = .file(try DamagedContent(core.disk.open(path, .reading), core, known.place.entry.id))
+          } catch { throw error.asQueueError }
+        }
         return .success(message)
       } catch { return .failure(error) }
     }.get()
-  }
-
-  /// The content as it is, whatever its checksum.
-  private func damagedContent(_ place: Located) throws(QueueError) -> Content {
-    do throws(DiskError) {
-      let entry = place.entry
-      if entry.hasFile {
-        return .file(try DamagedContent(core.disk.open(core.contentPath(entry.id), .reading), core, entry.id))
-      }
-      let front = Int(entry.offset) + LogFormat.recordHeaderSize + Int(entry.front)
-      return .bytes(try place.file.bytes(Int(entry.size), at: front))
-    } catch { throw error.asQueueError }
   }
 
   private func gone(_ message: QueuedMessage) -> QueueError {

@@ -14,8 +14,12 @@ public final class Spool: QueueStore {
   private let writer: LogWriter
   private let lastID: Mutex<UInt64>
   private let lock: any DiskLock
+  /// Octets that were cut off at the end of the log: a crash has interrupted their writing, and nobody was told that they
+  /// are safe.
+  public let cutOff: Int
 
-  private init(core: SpoolCore, writer: LogWriter, lastID: UInt64, lock: any DiskLock) {
+  private init(core: SpoolCore, writer: LogWriter, lastID: UInt64, lock: any DiskLock, cutOff: Int) {
+    self.cutOff = cutOff
     self.core = core
     self.writer = writer
     self.lastID = Mutex(lastID)
@@ -25,12 +29,15 @@ public final class Spool: QueueStore {
   /// Opens the queue in `directory`, which is created when missing, and recovers what is in it.
   ///
   /// Reads everything; not to be called on an event loop.
-  /// - Parameter onFailure: called once, on the writer's queue, when the spool stops for good.
+  /// - Parameters:
+  ///   - onDamage: told, on any queue, what is wrong with single messages: they are kept back, and the others go on.
+  ///   - onFailure: called once, on a queue of the spool, when it stops for good.
   /// - Throws: ``QueueError/locked(pid:)``, ``QueueError/notWritable(path:detail:)``,
   ///   ``QueueError/corrupt(file:offset:detail:)`` or ``QueueError/io(operation:path:errno:)``.
   public static func open(
     directory: String, disk: any Disk = PosixDisk(), time: any Timekeeper = SystemTime(),
     options: SpoolOptions = SpoolOptions(), queues: SpoolQueues = { DispatchWorkQueue($0) },
+    onDamage: @escaping @Sendable (String) -> Void = { _ in },
     onFailure: @escaping @Sendable (QueueError) -> Void
   ) throws(QueueError) -> Spool {
     let result: DiskLockResult
@@ -60,12 +67,22 @@ public final class Spool: QueueStore {
       throw error.asQueueError
     }
     let core = SpoolCore(
-      directory: directory, disk: disk, time: time, options: options, queues: queues, shared: recovery.shared)
+      directory: directory, disk: disk, time: time, options: options, queues: queues, shared: recovery.shared,
+      onFailure: onFailure, onDamage: onDamage)
     let writer = LogWriter(
-      core: core, queue: queues("spool.writer"), file: last.file, number: last.number, tail: last.size, lastID: lastID,
-      onFailure: onFailure)
+      core: core, queue: queues("spool.writer"), file: last.file, number: last.number, tail: last.size,
+      vouched: recovery.vouched, lastID: lastID)
     writer.queue.async { writer.considerCompaction() }
-    return Spool(core: core, writer: writer, lastID: lastID, lock: lock)
+    let spool = Spool(core: core, writer: writer, lastID: lastID, lock: lock, cutOff: recovery.cutOff)
+    for (id, detail) in recovery.damaged {
+      onDamage("\(id) is damaged in the queue, and on hold: \(detail)")
+      spool.update(id) { [now = time.wallClock] state in
+        if state.isHeld { return }
+        state.isHeld = true
+        state.note(LifeEvent(time: now, kind: .held, text: "damaged in the queue: \(detail)"))
+      }
+    }
+    return spool
   }
 
   /// Makes everything durable, lets go of the lock and refuses every later change.
@@ -79,6 +96,7 @@ public final class Spool: QueueStore {
     // From here on the writer does nothing more, not even compaction.
     await withCheckedContinuation { (done: CheckedContinuation<Void, Never>) in
       writer.queue.async {
+        self.writer.vouch()
         self.core.shared.withLock { s in
           if s.failure == nil { s.failure = .failed("it was closed") }
         }
@@ -211,7 +229,7 @@ public final class Spool: QueueStore {
     let core = core
     return try await core.io.run(id) { () -> Result<QueuedMessage, QueueError> in
       do throws(QueueError) { return .success(try core.message(place, withContent: withContent)) } catch {
-        return .failure(error)
+        return withContent || !error.isOfOneMessage ? .failure(error) : .success(core.shown(place, error))
       }
     }.get()
   }
@@ -237,7 +255,11 @@ public final class Spool: QueueStore {
         var found: [(id: QueueID, envelope: Envelope, state: MessageState)] = []
         for id in ids {
           guard let place = core.locate(id) else { continue }
-          let message = try core.message(place, withContent: false)
+          let message: QueuedMessage
+          do throws(QueueError) { message = try core.message(place, withContent: false) } catch {
+            guard error.isOfOneMessage else { throw error }
+            message = core.shown(place, error)
+          }
           found.append((id, message.envelope, message.state))
         }
         return .success(found)

@@ -103,6 +103,9 @@ struct Located {
   var file: any DiskFile
   var stateFile: (any DiskFile)?
   var unwritten: MessageState?
+
+  /// In the file of the message record.
+  var contentOffset: Int { Int(entry.offset) + LogFormat.recordHeaderSize + Int(entry.front) }
 }
 
 final class SpoolCore: Sendable {
@@ -113,11 +116,17 @@ final class SpoolCore: Sendable {
   let shared: Mutex<SharedState>
   let io: ContentQueues
   let space: Mutex<SpaceGauge>
+  private let onFailure: @Sendable (QueueError) -> Void
+  /// Told what is wrong with single messages, which are kept back for it.
+  let onDamage: @Sendable (String) -> Void
 
   init(
     directory: String, disk: any Disk, time: any Timekeeper, options: SpoolOptions, queues: SpoolQueues,
-    shared: sending SharedState
+    shared: sending SharedState, onFailure: @escaping @Sendable (QueueError) -> Void = { _ in },
+    onDamage: @escaping @Sendable (String) -> Void = { _ in }
   ) {
+    self.onFailure = onFailure
+    self.onDamage = onDamage
     self.directory = directory
     self.disk = disk
     self.time = time
@@ -131,6 +140,16 @@ final class SpoolCore: Sendable {
   var contentDirectory: String { directory + "/content" }
   func segmentPath(_ number: UInt32) -> String { segmentDirectory + "/" + LogFormat.segmentName(number) }
   func contentPath(_ id: UInt64) -> String { contentDirectory + "/" + QueueID(rawValue: id).description }
+
+  /// Stops the spool for good.
+  func fail(_ error: QueueError) {
+    let isFirst = shared.withLock { s in
+      if s.failure != nil { return false }
+      s.failure = error
+      return true
+    }
+    if isFirst { onFailure(error) }
+  }
 
   func locate(_ id: QueueID) -> Located? {
     shared.withLock { s in
@@ -148,13 +167,22 @@ final class SpoolCore: Sendable {
 
   // MARK: Reading records
 
-  /// Reads and checks a message.
-  func message(_ place: Located, withContent: Bool) throws(QueueError) -> QueuedMessage {
+  /// What stands in front of the content of a message, and the checksums: that of the whole record, and that of what was
+  /// read so far.
+  struct Front {
+    var envelope: Envelope
+    var state: MessageState
+    var fixed: MessageFixed
+    var recordCRC: UInt32
+    var crc: UInt32
+  }
+
+  func front(_ place: Located) throws(QueueError) -> Front {
     let entry = place.entry
     let frontEnd = LogFormat.recordHeaderSize + Int(entry.front)
     let bytes = try read(place.file, entry.segment, frontEnd, at: Int(entry.offset))
     let id = entry.id
-    let front: (Envelope, MessageState, MessageFixed, UInt32, UInt32)? = bytes.withUnsafeBytes { raw in
+    let front: Front? = bytes.withUnsafeBytes { raw in
       guard let header = RecordHeader(raw), header.id == id, header.type == RecordType.message.rawValue else {
         return nil
       }
@@ -168,35 +196,44 @@ final class SpoolCore: Sendable {
         let envelope = try decoder.envelope()
         let state = fixed.stateCount > 0 ? try decoder.state() : MessageState()
         let crc = LogFormat.checksum(UnsafeRawBufferPointer(rebasing: raw[8...]))
-        return (envelope, state, fixed, header.crc, crc)
+        return Front(envelope: envelope, state: state, fixed: fixed, recordCRC: header.crc, crc: crc)
       } catch { return nil }
     }
-    guard let (envelope, embedded, fixed, expected, crc) = front else { throw damaged(entry.segment, entry.offset) }
+    guard let front else { throw damaged(entry.segment, entry.offset) }
+    return front
+  }
+
+  /// Reads and checks a message.
+  func message(_ place: Located, withContent: Bool) throws(QueueError) -> QueuedMessage {
+    let entry = place.entry
+    let front = try front(place)
     var content = Content.bytes([])
     if withContent {
       if entry.hasFile {
-        content = .file(
-          ContentFile(
-            id: QueueID(rawValue: id), path: contentPath(id), count: Int(entry.size), crc: fixed.contentCRC,
-            core: self))
+        content = .file(contentFile(place, front))
       } else {
-        let bytes = try read(place.file, entry.segment, Int(entry.size), at: Int(entry.offset) + frontEnd)
-        guard bytes.withUnsafeBytes({ LogFormat.checksum($0, after: crc) }) == expected else {
+        let bytes = try read(place.file, entry.segment, Int(entry.size), at: place.contentOffset)
+        guard bytes.withUnsafeBytes({ LogFormat.checksum($0, after: front.crc) }) == front.recordCRC else {
           throw damaged(entry.segment, entry.offset)
         }
         content = .bytes(bytes)
       }
     }
-    var state = embedded
-    if let unwritten = place.unwritten {
-      state = unwritten
-    } else if let file = place.stateFile {
-      state = try self.state(entry, file)
-    }
-    return QueuedMessage(id: QueueID(rawValue: id), envelope: envelope, state: state, content: content)
+    let state = try state(place) ?? front.state
+    return QueuedMessage(id: QueueID(rawValue: entry.id), envelope: front.envelope, state: state, content: content)
   }
 
-  private func state(_ entry: IndexEntry, _ file: any DiskFile) throws(QueueError) -> MessageState {
+  func contentFile(_ place: Located, _ front: Front) -> ContentFile {
+    ContentFile(
+      id: QueueID(rawValue: place.entry.id), path: contentPath(place.entry.id), count: Int(place.entry.size),
+      crc: front.fixed.contentCRC, core: self)
+  }
+
+  /// The state behind the message record; nil when there is none.
+  func state(_ place: Located) throws(QueueError) -> MessageState? {
+    if let unwritten = place.unwritten { return unwritten }
+    guard let file = place.stateFile else { return nil }
+    let entry = place.entry
     let count = LogFormat.recordHeaderSize + Int(entry.statePayload)
     let bytes = try read(file, entry.stateSegment, count, at: Int(entry.stateOffset))
     let state: MessageState? = bytes.withUnsafeBytes { raw in

@@ -65,6 +65,8 @@ struct Safeguards: OptionSet, Sendable {
   static let checksums = Safeguards(rawValue: 64)
   /// A content file goes only once the removal of its message is durable.
   static let removalBeforeContent = Safeguards(rawValue: 128)
+  /// A copy of a message carries its latest state.
+  static let stateInCopies = Safeguards(rawValue: 256)
 
-  static let all = Safeguards(rawValue: 255)
+  static let all = Safeguards(rawValue: 511)
 }

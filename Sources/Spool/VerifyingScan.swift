@@ -75,8 +75,7 @@ struct VerifyingScan {
     var done: UInt32?
     // Segments that are begun while we read belong to the picture: what compaction copies is found there.
     while true {
-      let all = try numbers()
-      let fresh = all.filter { number in done.map { number > $0 } ?? true }
+      let fresh = try begun().filter { number in done.map { number > $0 } ?? true }
       guard let last = fresh.last else { break }
       var expected = done.map { UInt64($0) + 1 } ?? UInt64(fresh[0])
       for number in fresh {
@@ -88,13 +87,37 @@ struct VerifyingScan {
       }
       done = last
       // Without a new one the end has been reached.
-      if try numbers().last == last { break }
+      if try begun().last == last { break }
     }
     try checkContents()
     report.messages = live.count
     report.held = live.values.count { $0.isHeld }
     report.dead = live.values.count { $0.isDead }
     return true
+  }
+
+  /// The segments, without one at the end that never was: it does not make the one before it an older one.
+  private func begun() throws(DiskError) -> [UInt32] {
+    var all = try numbers()
+    if all.count > 1, let last = all.last, try isStillborn(last) { all.removeLast() }
+    return all
+  }
+
+  /// Whether a segment was never finished, as in ``Recovery``.
+  private func isStillborn(_ number: UInt32) throws(DiskError) -> Bool {
+    do throws(DiskError) {
+      let file = try disk.open(path(number), .reading)
+      guard try file.size() <= LogFormat.segmentHeaderSize else { return false }
+      return try file.bytes(LogFormat.segmentHeaderSize, at: 0).withUnsafeBytes { raw in
+        do throws(SegmentHeader.Problem) { _ = try SegmentHeader(raw) } catch {
+          if case .damaged = error { return true }
+        }
+        return false
+      }
+    } catch {
+      if error.code == ENOENT || error.code == EISDIR { return false }
+      throw error
+    }
   }
 
   // MARK: Segments
@@ -233,7 +256,7 @@ struct VerifyingScan {
   private mutating func enter(_ header: RecordHeader, _ scanner: inout SegmentScanner) throws(DiskError) -> Bool {
     switch RecordType(rawValue: header.type) {
     case .removal:
-      report.removalRecords += 1
+      if header.id != LogFormat.nobody { report.removalRecords += 1 }
       live[header.id] = nil
       places?[header.id] = nil
       return true

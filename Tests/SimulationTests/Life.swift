@@ -178,6 +178,7 @@ final class Life: @unchecked Sendable {
     await delivery.recover(await spool.entries(startingAfter: nil, limit: .max))
     guard isLast else { return }
     for entry in await spool.entries(startingAfter: nil, limit: .max) where entry.isHeld {
+      world.released(entry.id)
       _ = try? await delivery.release(entry.id, by: "test")
     }
   }
@@ -219,7 +220,10 @@ final class Life: @unchecked Sendable {
       guard !isOver else { return }
       letter.isAcknowledged = true
       delivery.submit(id, envelope, content)
-    } catch { await writer?.discard() }
+    } catch {
+      if case .full = error, !isOver, !hasFailed { letter.isRefusedForSpace = true }
+      await writer?.discard()
+    }
   }
 
   private func sync(_ spool: Spool) async {
@@ -231,11 +235,17 @@ final class Life: @unchecked Sendable {
   private func order(_ spool: Spool, _ delivery: Delivery) async {
     let open = world.letters.filter { $0.isOpen && $0.id != nil }
     guard let letter = open.isEmpty ? nil : simulator.random.pick(open), let id = letter.id else { return }
+    letter.orders += 1
+    letter.isHeldForGood = false
+    let mine = letter.orders
     switch simulator.random.below(6) {
     case 0:
       letter.isDeleted = true
       if (try? await delivery.delete(id)) == .deleted, !isOver { letter.isRemoved = true }
-    case 1: _ = try? await delivery.hold(id, by: "test")
+    case 1:
+      guard (try? await delivery.hold(id, by: "test")) == true else { break }
+      do throws(QueueError) { try await spool.flush() } catch { return }
+      if !isOver, !hasFailed, letter.orders == mine { letter.isHeldForGood = true }
     case 2: _ = try? await delivery.release(id, by: "test")
     case 3:
       // Two orders at once must not lose each other's entries.

@@ -201,6 +201,7 @@ struct PlantedBug: CustomTestStringConvertible, CustomStringConvertible, Sendabl
     PlantedBug(description: "the uncertain tail is not written again", missing: .rewritingOfUncertainTail),
     PlantedBug(description: "records with a wrong checksum are believed", missing: .checksums),
     PlantedBug(description: "a content file goes before the removal is durable", missing: .removalBeforeContent),
+    PlantedBug(description: "a copy of a message forgets its state", missing: .stateInCopies),
     PlantedBug(description: "the ledger of the day is not synced", forgetsLedgers: true),
   ]
 }

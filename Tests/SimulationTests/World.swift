@@ -26,6 +26,11 @@ final class Letter: @unchecked Sendable {
   var isDeleted = false
   /// The process of now has carried that out.
   var isRemoved = false
+  /// Orders begun so far, and whether the last one was a hold that a sync has made durable.
+  var orders = 0
+  var isHeldForGood = false
+  /// The queue said that there was no space: it is not queued.
+  var isRefusedForSpace = false
   /// Its removal was durable: it must never be seen again.
   var isGone = false
 
@@ -75,6 +80,8 @@ final class World: @unchecked Sendable {
 
   init(_ simulator: Simulator) { self.simulator = simulator }
 
+  func released(_ id: QueueID) { byID[id]?.isHeldForGood = false }
+
   func violate(_ text: String) { if violations.count < 5 { violations.append(text) } }
 
   // MARK: Mail
@@ -109,6 +116,7 @@ final class World: @unchecked Sendable {
     }
     for index in recipients {
       if content != letter.content { violate("letter \(letter.number) arrived damaged") }
+      if letter.isRefusedForSpace { violate("letter \(letter.number) was refused for want of space, and is delivered") }
       if letter.isGone { violate("letter \(letter.number) was delivered after its removal had been synced") }
       let before = letter.deliveries[index] ?? []
       if before.contains(where: { $0.state != .doubtful }) {
@@ -204,7 +212,20 @@ final class World: @unchecked Sendable {
   /// Holds a freshly opened queue against what was promised.
   func check(_ spool: Spool) async {
     var queued: Set<QueueID> = []
-    for entry in await spool.entries(startingAfter: nil, limit: .max) { queued.insert(entry.id) }
+    for entry in await spool.entries(startingAfter: nil, limit: .max) {
+      queued.insert(entry.id)
+      if let letter = byID[entry.id] {
+        if letter.isHeldForGood, !entry.isHeld { violate("letter \(letter.number): its hold is lost") }
+        if letter.isRefusedForSpace { violate("letter \(letter.number) was refused for want of space, and is queued") }
+      } else {
+        guard let message = try? await spool.read(entry.id), case .bytes(let bytes) = message.content,
+          String(decoding: bytes, as: UTF8.self).contains("multipart/report")
+        else {
+          violate("\(entry.id) is nobody's message")
+          continue
+        }
+      }
+    }
     for letter in letters {
       guard let id = letter.id else { continue }
       if letter.isGone, queued.contains(id) {

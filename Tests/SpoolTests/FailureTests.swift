@@ -251,8 +251,6 @@ import Testing
     await again.core.io.run(id) {}
     #expect(crashed.snapshot()[path] == nil)
     #expect(crashed.snapshot()["/q/content/\(copy)"]?.count == 1500)
-    crashed.state.withLock { _ = $0.files.removeValue(forKey: "/q/content/\(copy)") }
-    #expect(throws: QueueError.self) { try open(crashed.kill()) }
   }
 
   @Test func contentFileIsUnlinkedOnlyOnceTheRemovalIsDurable() async throws {
