@@ -139,12 +139,9 @@ extension Account {
   }
 
   /// When the last attempt will be, without jitter and if nothing holds the account up.
-  private func end(of lane: Lane) -> Timestamp? {
-    let schedule = delivery.retrySchedule
-    let last = schedule.lastAttempt(within: delivery.queueLifetime)
-    guard last > lane.attempts, last < .max else { return lane.nextAttempt }
-    return lane.nextAttempt
-      + (schedule.patience(afterAttempts: last - 1) - schedule.patience(afterAttempts: lane.attempts))
+  private func end(of lane: Lane) -> Timestamp {
+    let used = delivery.retrySchedule.patience(atAttempt: lane.attempts + 1)
+    return lane.nextAttempt + max(delivery.queueLifetime - used, .zero)
   }
 }
 

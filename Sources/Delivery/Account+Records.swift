@@ -15,7 +15,7 @@ extension Account {
     // Nobody's mail ends by a fault of the account or of ours, not even when another recipient was put off.
     let isExpired =
       counts && verdict.fault == nil && !verdict.isOurs
-      && delivery.retrySchedule.patience(afterAttempts: attempts) >= delivery.queueLifetime
+      && delivery.retrySchedule.patience(atAttempt: attempts) >= delivery.queueLifetime
     if isExpired { giveUp(job, attempts, &verdict) }
     var record = AttemptRecord(account: job.lane, isInDoubt: verdict.isInDoubt)
     if let last = verdict.later.last {
@@ -57,7 +57,10 @@ extension Account {
 
   private func waitBeforeRetry(_ verdict: Verdict, _ attempts: Int) -> Duration {
     if verdict.isSplit { return .zero }
-    if verdict.counts { return delivery.retrySchedule.delay(afterAttempt: attempts, random: services.random()) }
+    if verdict.counts {
+      return delivery.retrySchedule.delay(
+        afterAttempt: attempts, within: delivery.queueLifetime, random: services.random())
+    }
     if verdict.isOurs { return .seconds(3600) }
     // A message that breaks every connection must not be the only one that ever goes.
     return verdict.isInterrupted ? .seconds(30) : .zero
