@@ -102,7 +102,7 @@ extension Account {
   private func jobToLend(_ entry: Due, to carrier: Account) async -> Job? {
     if let message = takeFresh(entry.id) {
       let job = Job(
-        id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
+        id: message.id, envelope: message.envelope, recipients: message.recipients,
         content: message.content, lane: name)
       return services.leavingNow(job, by: carrier.name)
     }
@@ -146,9 +146,9 @@ extension Account {
   }
 
   /// As ``takeBack(_:_:)``, after an attempt.
-  func takeBack(_ job: Job, after lane: Lane?) {
+  func takeBack(_ job: Job, after lane: Lane?, isForced: Bool) {
     lent[job.id] = nil
-    finish(job, lane)
+    finish(job, lane, isForced: isForced)
     pump()
     stopIfDone()
   }

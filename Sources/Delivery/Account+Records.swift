@@ -10,7 +10,8 @@ extension Account {
   /// Writes down what became of a message that is not simply done.
   func record(_ job: Job, _ verdict: Verdict) {
     var verdict = verdict
-    let counts = verdict.counts && !verdict.isSplit
+    let extra = ahead(job)
+    let counts = verdict.counts && !verdict.isSplit && extra == nil
     let attempts = job.attempts + (counts ? 1 : 0)
     // Nobody's mail ends by a fault of the account or of ours, not even when another recipient was put off.
     let isExpired =
@@ -20,12 +21,17 @@ extension Account {
     var record = AttemptRecord(account: job.lane, isInDoubt: verdict.isInDoubt)
     if let last = verdict.later.last {
       counters.deferred += verdict.later.count
+      let wait = waitBeforeRetry(verdict, attempts)
       record.lane = Lane(
-        nextAttempt: time.wallClock + waitBeforeRetry(verdict, attempts), attempts: attempts,
-        lastReply: "\(last.reply)")
+        nextAttempt: extra ?? (time.wallClock + wait), attempts: attempts, lastReply: "\(last.reply)")
+      // What would go on at once goes on, and the plan stays for afterwards.
+      record.isForced = extra != nil && wait == .zero
     }
     record.delivered = verdict.delivered.map(\.index)
-    record.events = events(job, verdict, record.lane, attempts, counts: counts)
+    let number =
+      extra != nil
+      ? "ahead of its time, not counted" : counts ? "attempt \(attempts)" : "not counted as an attempt"
+    record.events = events(job, verdict, record.lane, number)
     let told = verdict.failed.filter { job.envelope.recipients[$0.index].wantsFailure }
     let silent = verdict.failed.filter { !job.envelope.recipients[$0.index].wantsFailure }
     record.failed = silent.map { ($0.index, $0.reply) }
@@ -41,7 +47,16 @@ extension Account {
       return
     }
     services.store.update(job.id) { [record] in record.apply(to: &$0) }
-    finish(job, record.lane)
+    finish(job, record.lane, isForced: record.isForced)
+  }
+
+  /// The time that is planned for the next attempt when this one came before it, because somebody asked for it. Such an
+  /// attempt is an extra: it leaves the plan as it is, and costs the message none of its patience.
+  private func ahead(_ job: Job) -> Timestamp? {
+    guard let planned = job.before?.nextAttempt else { return nil }
+    let left = (planned - time.wallClock).microseconds
+    // A plan that is farther away was made by a clock that was ahead, and is none.
+    return left > 0 && left <= longestWait ? planned : nil
   }
 
   /// The time of a message is over: who was put off once more has failed.
@@ -94,7 +109,7 @@ extension Account {
     writeFirst()
     if !failed.isEmpty { await tellFailure(job, failed, &record, tries: tries) }
     store.update(job.id) { [record] in record.apply(to: &$0) }
-    finish(job, record.lane)
+    finish(job, record.lane, isForced: record.isForced)
     pump()
     stopIfDone()
   }
@@ -114,6 +129,7 @@ extension Account {
       // Neither told nor written down: the next attempt finds the failure again.
       record.lane = Lane(
         nextAttempt: now + .seconds(60), attempts: job.attempts, lastReply: failed.last.map { "\($0.reply)" } ?? "")
+      record.isForced = false
       record.events.append(
         LifeEvent(
           time: now, kind: .deferred, account: job.lane, text: "\(names): the notification cannot be queued now"))
@@ -155,9 +171,8 @@ extension Account {
   }
 
   /// The lines that this attempt adds to the life of the message, with recipients that got the same reply together.
-  private func events(
-    _ job: Job, _ verdict: Verdict, _ lane: Lane?, _ attempts: Int, counts: Bool
-  ) -> [LifeEvent] {
+  /// - Parameter number: which attempt it was, or why it is none.
+  private func events(_ job: Job, _ verdict: Verdict, _ lane: Lane?, _ number: String) -> [LifeEvent] {
     let now = time.wallClock
     var events: [LifeEvent] = []
     let carrier = job.owner == nil ? "" : "; carried by \(name) while \(job.lane) is on hold"
@@ -177,24 +192,22 @@ extension Account {
       events.append(LifeEvent(time: now, kind: .inDoubt, account: job.lane, text: text))
     }
     add(.failed, verdict.failed)
-    if let lane {
-      let number = counts ? "attempt \(attempts)" : "not counted as an attempt"
-      add(.deferred, verdict.later, "; \(number), next try \(RFC5322Date.format(lane.nextAttempt))")
-    }
+    if let lane { add(.deferred, verdict.later, "; \(number), next try \(RFC5322Date.format(lane.nextAttempt))") }
     return events
   }
 
   /// The attempt is written down: the message waits for the next one, or there is none.
-  func finish(_ job: Job, _ lane: Lane?) {
+  /// - Parameter isForced: the next one does not wait for its time.
+  func finish(_ job: Job, _ lane: Lane?, isForced: Bool = false) {
     if let owner = job.owner, owner !== self {
       carrying.remove(Loan(id: job.id, owner: owner.name))
-      Task(executorPreference: owner.seat.loop) { await owner.takeBack(job, after: lane) }
+      Task(executorPreference: owner.seat.loop) { await owner.takeBack(job, after: lane, isForced: isForced) }
       return
     }
     active.remove(job.id)
     wanted.remove(job.id)
     guard let lane else { return }
-    due.insert(Due(when: lane.nextAttempt.microseconds, id: job.id))
+    if isForced { force(job.id) } else { due.insert(Due(when: lane.nextAttempt.microseconds, id: job.id)) }
     if lane.attempts > 0, !job.isDelayReported, !job.envelope.reversePath.isEmpty {
       watchDelay(job.id, job.envelope.arrival)
     }
@@ -208,6 +221,8 @@ struct AttemptRecord: Sendable {
   var delivered: [Int] = []
   var failed: [(index: Int, reply: Reply)] = []
   var lane: Lane?
+  /// The next attempt does not wait for the time of `lane`.
+  var isForced = false
   var deadReason: String?
   var events: [LifeEvent] = []
 

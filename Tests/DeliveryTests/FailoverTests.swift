@@ -83,6 +83,24 @@ private struct Pair {
     #expect(pair.main.store.messages.isEmpty)
   }
 
+  @Test func triesAheadOfTheirTimeOverACarrierCostNoPatience() async throws {
+    let pair = try await Pair([.answer(.mail, Self.limit)], [.recipient("slow@", "450 4.2.1 no")])
+    let id = try await pair.main.submit(to: ["slow@example.test"])
+    await pair.main.settled(id, attempts: 1)
+    let planned = try #require(pair.main.state(id)?.lanes["example.test"]?.nextAttempt)
+    for count in 2...6 {
+      // The owner itself tries it first, and is on hold again.
+      try await pair.main.delivery.retry(count.isMultiple(of: 2) ? nil : id)
+      await pair.main.until { (try? await pair.account("spare.test").counters.deferred) == count }
+      await pair.main.until { await pair.main.account().active == 0 }
+      #expect(pair.main.state(id)?.lanes["example.test"]?.attempts == 1)
+      #expect(pair.main.state(id)?.lanes["example.test"]?.nextAttempt == planned)
+    }
+    let last = try #require(pair.main.state(id)?.life.last?.text)
+    #expect(last.contains("ahead of its time, not counted") && last.contains("carried by spare.test while"))
+    await pair.end()
+  }
+
   @Test func fullLedgerSendsTheRestThroughTheFallbackWhoseLedgerCounts() async throws {
     let pair = try await Pair(changeMain: { $0.dailyLimit = 2 }, changeSpare: { $0.dailyLimit = 100 })
     for _ in 0..<5 { try await pair.main.submit() }
