@@ -49,7 +49,11 @@ extension Account {
 
   /// Whether the account sends nothing. The operator knows and mends it; a warning would say nothing of the mail, would
   /// mostly wait behind the same hold, and come together with the mail it speaks of.
-  private var isOnHold: Bool { isHeldUp && carriedBy == nil }
+  private var isOnHold: Bool {
+    // One message that ends each of its connections is no reason for silence about it.
+    let isOver = loginHold.map { $0.isAfterLogin && time.now >= $0.until } ?? false
+    return isHeldUp && carriedBy == nil && (hold != nil || limitHold != nil || !isOver)
+  }
 
   /// Tells the senders whose messages are late by now.
   func warnOfDelays() {
@@ -128,7 +132,7 @@ extension Account {
       guard let lane = state.lanes[recipient.account], lane.attempts > 0 else { continue }
       notice.attempts = max(notice.attempts, lane.attempts)
       let reply = Reply(recorded: lane.lastReply)
-      let isTheirs = recipient.account == name && reply != ClientTransaction.connectionLost
+      let isTheirs = recipient.account == name && !LostReply.isOurs(reply)
       notice.fates.append(
         .init(
           recipient: recipient, action: .delayed, reply: reply, peer: isTheirs ? settings.host : nil,

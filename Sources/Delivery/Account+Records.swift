@@ -30,7 +30,10 @@ extension Account {
     record.delivered = verdict.delivered.map(\.index)
     let number =
       extra != nil
-      ? "ahead of its time, not counted" : counts ? "attempt \(attempts)" : "not counted as an attempt"
+      ? "ahead of its time, not counted"
+      : counts
+        ? "attempt \(attempts)"
+        : verdict.isInContent ? "in its content, not counted the first time" : "not counted as an attempt"
     record.events = events(job, verdict, record.lane, number)
     let told = verdict.failed.filter { job.envelope.recipients[$0.index].wantsFailure }
     let silent = verdict.failed.filter { !job.envelope.recipients[$0.index].wantsFailure }

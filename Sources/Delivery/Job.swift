@@ -15,6 +15,12 @@ struct Job: Sendable {
   let before: Lane?
   /// Attempts made before this one that count.
   var attempts: Int { before?.attempts ?? 0 }
+  /// Whether the attempt before this one ended with the connection, in the content as far as the queue knows. Once is
+  /// bad luck; twice, and the message itself may be what ends its connections.
+  var wasInterrupted: Bool {
+    guard let last = before.map({ Reply(recorded: $0.lastReply) }) else { return false }
+    return last.code == 421 || last == LostReply.inContent
+  }
   /// As it is in the queue.
   let content: Content
   /// As it leaves.

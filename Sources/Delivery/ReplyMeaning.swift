@@ -178,6 +178,22 @@ extension ReplyMeaning {
   }
 }
 
+/// What stands in for the reply that a lost connection has kept from us: in the queue it says how the attempt ended.
+enum LostReply {
+  static let inContent = Reply(451, "4.4.2", "The connection to the next server was lost in the middle of the message")
+  static let behindContent = Reply(
+    451, "4.4.2", "The connection to the next server was lost behind the end of the message, which may have arrived")
+
+  static func of(_ outcome: ClientTransaction.Outcome) -> Reply {
+    outcome.isInDoubt ? behindContent : outcome.isInContent ? inContent : ClientTransaction.connectionLost
+  }
+
+  /// Whether nobody but this relay has said so.
+  static func isOurs(_ reply: Reply) -> Bool {
+    [inContent, behindContent, ClientTransaction.connectionLost].contains(reply)
+  }
+}
+
 extension Reply {
   /// The text of all lines in lower case, with one blank between words: servers break their sentences anywhere.
   fileprivate var words: String {

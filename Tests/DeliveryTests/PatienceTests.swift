@@ -77,6 +77,91 @@ import Testing
     #expect(bench.lane(id)?.nextAttempt == bench.time.wallClock + .seconds(3600))
     await bench.end()
   }
+
+  // MARK: Broken in the content
+
+  @Test(arguments: ["421 4.7.0 Try again later, closing connection. gsmtp", "421 4.3.0 Temporary System Problem"])
+  func messageWhoseContentAlwaysEndsTheConnectionAgesAndIsReturned(reply: String) async throws {
+    let bench = try await bench([.noChunking, .answer(.content, reply)])
+    let id = try await bench.submit()
+    await bench.deferrals(1)
+    #expect(bench.lane(id)?.attempts == 0)
+    #expect(bench.lane(id)?.nextAttempt == bench.time.wallClock + .seconds(30))
+    #expect(bench.state(id)?.life.last?.text.contains("in its content, not counted the first time") == true)
+    _ = await bench.lines.line(containing: "\(id): to=<support@example.test>")
+    #expect(bench.lines.all.contains { $0.contains("status=deferred (421 4.") })
+    let slowed = await bench.account().slowed?.ratePerMinute
+    #expect((slowed != nil) == reply.contains("4.7.0"))
+    await bench.reach(id, attempts: 1)
+    #expect(try #require(bench.lane(id)).nextAttempt - bench.time.wallClock > .seconds(3500))
+    // Nothing else leaves, so that the account has no connection; its sender is told all the same.
+    await bench.until {
+      if bench.time.nextDeadline != nil { bench.time.advance(by: .seconds(30)) }
+      return bench.state(id)?.isDelayReported == true
+    }
+    #expect(bench.lane(id)?.attempts == 1)
+    await bench.reach(id, attempts: 4)
+    #expect(bench.store.messages[id] == nil)
+    #expect(
+      bench.lines.all.contains { $0.contains("status=expired (550 5.4.7") || $0.contains("gave up after 4 attempts") })
+    // Once for the message, and once for each notification about it.
+    #expect(bench.lines.all.filter { $0.contains("finds it too fast") }.count <= 3)
+    await bench.end()
+  }
+
+  @Test func repeatedComplaintAboutOneContentSlowsNobodyElseDown() async throws {
+    let bench = try await Bench([.noChunking, .answer(.content, "421 4.7.0 Try again later. gsmtp", times: 4)]) {
+      $0.rate = .init(perMinute: 64, burst: 10)
+    }
+    await bench.delivery.configure([bench.settings], .test { $0.retrySchedule = RetrySchedule([.seconds(60)]) })
+    let id = try await bench.submit()
+    for attempts in 1...3 { await bench.reach(id, attempts: attempts) }
+    #expect(await bench.account().slowed?.ratePerMinute == 32)
+    await bench.reach(id, attempts: 4)
+    #expect(await bench.upstream.messages(atLeast: 1).count == 1)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  /// Too large for the buffers on the way, so that the connection breaks while it is written.
+  private struct LargeContent: StoredContent {
+    let count = 32 * 1024 * 1024
+    func read(at offset: Int, count: Int) async throws(QueueError) -> [UInt8] {
+      Array(repeating: UInt8(ascii: "x"), count: min(count, self.count - offset))
+    }
+  }
+
+  @Test(arguments: [[], [Rule.noChunking]])
+  func connectionThatBreaksInTheSameContentAgainCounts(rules: [Rule]) async throws {
+    let bench = try await bench(rules + [.disconnectInData(afterBytes: 10)])
+    let id = bench.store.nextID()
+    let envelope = Envelope(
+      reversePath: "jane@example.org", recipients: [.test("support@example.test")], arrival: bench.time.wallClock)
+    try await bench.store.append(id, envelope, .file(LargeContent()))
+    bench.delivery.submit(id, envelope, .file(LargeContent()))
+    await bench.deferrals(1)
+    #expect(bench.lane(id)?.attempts == 0 && bench.lane(id)?.inDoubt == 0)
+    #expect(bench.lane(id)?.lastReply.contains("in the middle of the message") == true)
+    #expect(bench.lane(id)?.nextAttempt == bench.time.wallClock + .seconds(30))
+    #expect(bench.lines.all.contains { $0.hasPrefix("\(id)") || $0.contains("status=deferred (451 4.4.2") })
+    await bench.reach(id, attempts: 1)
+    #expect(try #require(bench.lane(id)).nextAttempt - bench.time.wallClock > .seconds(3500))
+    await bench.end()
+  }
+}
+
+extension Bench {
+  /// Moves the clock until the queue has recorded that many attempts, or has let go of the message.
+  func reach(_ id: QueueID, attempts: Int) async {
+    await until {
+      guard let message = store.messages[id], (message.state.lanes["example.test"]?.attempts ?? 0) < attempts else {
+        return true
+      }
+      if await account().active == 0, time.nextDeadline != nil { time.advance(by: .seconds(10)) }
+      return false
+    }
+    await until { await account().active == 0 }
+  }
 }
 
 extension Bench {
