@@ -10,7 +10,7 @@ import Spool
 struct RecoveredMessage: Sendable {
   let id: QueueID
   let when: Timestamp
-  /// When it arrived, if it has been deferred and its sender has not been told.
+  /// When it arrived, if it has been put off and its sender has not been told.
   let deferredSince: Timestamp?
 }
 
@@ -99,9 +99,12 @@ extension Account {
 
   /// Whether a message waits for a later attempt. One that is due may arrive; if it does not, it comes here again.
   private func isLate(_ state: MessageState) -> Bool {
-    guard !state.isHeld, !state.isDelayReported, let lane = state.lanes[name], lane.attempts > 0 else { return false }
+    guard !state.isHeld, !state.isDelayReported, let lane = state.lanes[name] else { return false }
     return lane.nextAttempt > time.wallClock
   }
+
+  /// Whether a message was put off for a time, rather than to wait for the account.
+  func isPutOff(_ lane: Lane) -> Bool { lane.attempts > 0 || lane.nextAttempt > time.wallClock }
 
   private func warn(_ id: QueueID) async {
     let message: QueuedMessage?
@@ -129,7 +132,7 @@ extension Account {
     var notice = Notice(id: message.id, envelope: envelope, fates: [])
     for (index, recipient) in envelope.recipients.enumerated()
     where state.recipients[index] == nil && recipient.wantsDelay {
-      guard let lane = state.lanes[recipient.account], lane.attempts > 0 else { continue }
+      guard let lane = state.lanes[recipient.account], isPutOff(lane) else { continue }
       notice.attempts = max(notice.attempts, lane.attempts)
       let reply = Reply(recorded: lane.lastReply)
       let isTheirs = recipient.account == name && !LostReply.isOurs(reply)
@@ -143,7 +146,9 @@ extension Account {
   }
 
   /// When the last attempt will be, without jitter and if nothing holds the account up.
-  private func end(of lane: Lane) -> Timestamp {
+  /// nil when nothing has aged the message, which then is tried without end.
+  private func end(of lane: Lane) -> Timestamp? {
+    if lane.attempts == 0 { return nil }
     let used = delivery.retrySchedule.patience(atAttempt: lane.attempts + 1)
     return lane.nextAttempt + max(delivery.queueLifetime - used, .zero)
   }

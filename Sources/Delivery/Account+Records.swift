@@ -211,7 +211,8 @@ extension Account {
     wanted.remove(job.id)
     guard let lane else { return }
     if isForced { force(job.id) } else { due.insert(Due(when: lane.nextAttempt.microseconds, id: job.id)) }
-    if lane.attempts > 0, !job.isDelayReported, !job.envelope.reversePath.isEmpty {
+    // Also when it was not counted: nobody's mail ends by a fault of ours, but its sender is to know.
+    if isPutOff(lane), !job.isDelayReported, !job.envelope.reversePath.isEmpty {
       watchDelay(job.id, job.envelope.arrival)
     }
   }

@@ -160,6 +160,8 @@ extension ReplyMeaning {
     let isBare = status.isEmpty
     switch (reply.code, status) {
     case (421, _): return .connectionLost
+    // Servers without enhanced codes say so of an address that they cannot read; what we send is well-formed.
+    case (501, "") where stage == .recipient: return .recipientFailed
     case (500...504, _) where isBare || status.hasPrefix("5.5."), (555, _) where isBare || status.hasPrefix("5.5."):
       return .ourFault
     case (504, "5.7.4"): return .ourFault

@@ -123,6 +123,35 @@ import Testing
     #expect(bench.store.messages.isEmpty)
   }
 
+  // MARK: Faults of ours
+
+  @Test(arguments: [true, false])
+  func senderOfAMessageThatIsKeptForAFaultOfOursIsToldOfTheDelay(restarts: Bool) async throws {
+    let bench = try await bench([.recipient("odd@", "502 5.5.1 What do you mean?")])
+    let id = try await bench.submit(to: ["odd@example.test"])
+    await bench.deferrals(1)
+    #expect(bench.lane(id)?.attempts == 0)
+    let second = restarts ? try await bench.restart(Self.hourly) : nil
+    await bench.until {
+      if bench.time.nextDeadline != nil { bench.time.advance(by: .seconds(30)) }
+      return bench.state(id)?.isDelayReported == true
+    }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("Action: delayed") && report.contains("502 5.5.1 What do you mean?"))
+    #expect(!report.contains("Will-Retry-Until"), "nothing ends it")
+    await second?.stop(within: .seconds(30))
+    await bench.end()
+    #expect(bench.store.messages.keys.contains(id))
+  }
+
+  @Test func addressThatTheUpstreamCannotReadComesBack() async throws {
+    let bench = try await bench([.recipient("odd@", "501 bad address syntax")])
+    try await bench.submit(to: ["odd@example.test"])
+    #expect(await bench.reports(1)[0].contains("501 bad address syntax"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
   /// Too large for the buffers on the way, so that the connection breaks while it is written.
   private struct LargeContent: StoredContent {
     let count = 32 * 1024 * 1024
