@@ -38,7 +38,8 @@ extension Account {
 
   /// Has others carry what is due.
   func lendDue() {
-    guard !settings.fallbacks.isEmpty, let first = due.min, first.when <= time.wallClock.microseconds else { return }
+    guard !settings.fallbacks.isEmpty, let first = due.min else { return }
+    guard first.when <= time.wallClock.microseconds else { return wakeToLend(first) }
     // Somebody may have made room behind the question that is under way.
     lendsAgain = isLending
     if isLending { return }
@@ -52,11 +53,16 @@ extension Account {
       await lendWhatIsDue()
     } while lendsAgain
     isLending = false
-    // Nobody tells when a carrier has room again; a guest that comes back asks anew as well.
-    if isHeldUp, let first = due.min, first.when <= time.wallClock.microseconds {
-      wake(at: time.now + Self.lendingRetry)
-    }
+    if isHeldUp, let first = due.min { wakeToLend(first) }
     stopIfDone()
+  }
+
+  private func wakeToLend(_ first: Due) {
+    let wall = time.wallClock.microseconds
+    // Nobody tells when a carrier has room again; a guest that comes back asks anew as well. The wall clock may be set
+    // meanwhile: look again within a minute.
+    let wait = first.when <= wall ? Self.lendingRetry : min(.microseconds(first.when - wall), .seconds(60))
+    wake(at: time.now + wait)
   }
 
   private func lendWhatIsDue() async {
