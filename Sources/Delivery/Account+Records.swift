@@ -64,9 +64,22 @@ extension Account {
 
   /// The time of a message is over: who was put off once more has failed.
   private func giveUp(_ job: Job, _ attempts: Int, _ verdict: inout Verdict) {
+    let doubts = (job.before?.inDoubt ?? 0) + (verdict.isInDoubt ? 1 : 0)
     for fate in verdict.later {
-      let final = Reply(550, "4.4.7", "gave up after \(attempts) attempts; the last answer was: \(fate.reply)")
-      verdict.failed.append(.init(index: fate.index, reply: final, peer: fate.peer, diagnostic: fate.reply))
+      var text = "gave up after \(attempts) attempts"
+      if doubts > 0 {
+        let times = doubts == 1 ? "once" : "\(doubts) times"
+        text += "; \(DeliveryStatusNotification.doubt): the connection broke \(times) behind the end of the message"
+      }
+      if fate.peer != nil {
+        text += "; the last answer was: \(fate.reply)"
+      } else if fate.reply != LostReply.behindContent {
+        text += "; the last attempt had no answer: \(fate.reply.text)"
+      }
+      // What we say ourselves of a lost connection is nothing that a server has said.
+      let diagnostic = fate.peer == nil ? nil : fate.reply
+      let final = Reply(550, "4.4.7", text)
+      verdict.failed.append(.init(index: fate.index, reply: final, peer: fate.peer, diagnostic: diagnostic))
       counters.failed += 1
       note(job, fate.index, "expired", final, "none")
     }

@@ -152,6 +152,50 @@ import Testing
     #expect(bench.store.messages.isEmpty)
   }
 
+  // MARK: In doubt
+
+  @Test func messageInDoubtToTheEndIsReturnedAsOneThatMayHaveArrived() async throws {
+    let bench = try await bench(
+      [.disconnectAfterDot(times: 2)],
+      .test {
+        $0.retrySchedule = RetrySchedule([.seconds(60)])
+        $0.queueLifetime = .seconds(60)
+      })
+    let id = try await bench.submit()
+    await bench.reach(id, attempts: 1)
+    #expect(bench.lane(id)?.lastReply.contains("which may have arrived") == true)
+    await bench.reach(id, attempts: 2)
+    await bench.until {
+      if bench.time.nextDeadline != nil { bench.time.advance(by: .seconds(10)) }
+      return bench.upstream.messages.contains { $0.reversePath.isEmpty }
+    }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("Subject: Your message may not have been delivered"))
+    #expect(report.contains("It is not known whether your message has reached:"))
+    #expect(report.contains("it may have arrived: the connection broke 2 times behind the end of the message"))
+    #expect(!report.contains("could not be delivered") && !report.contains("answer"))
+    #expect(report.contains("Status: 5.4.7"))
+    #expect(!report.contains("Diagnostic-Code") && !report.contains("Remote-MTA"))
+    #expect(bench.lines.all.contains { $0.contains("status=expired") && $0.contains("it may have arrived") })
+    await bench.end()
+  }
+
+  @Test func doubtOfAnEarlierAttemptIsNotForgotten() async throws {
+    let bench = try await bench(
+      [.disconnectAfterDot(times: 1), .after(messages: 1, .recipient("support@", "450 4.2.1 not now"))],
+      .test {
+        $0.retrySchedule = RetrySchedule([.seconds(60)])
+        $0.queueLifetime = .seconds(60)
+      })
+    let id = try await bench.submit()
+    for attempts in 1...2 { await bench.reach(id, attempts: attempts) }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("it may have arrived: the connection broke once behind the end of the message"))
+    #expect(report.contains("the last answer was: 450 4.2.1 not now"))
+    #expect(report.contains("Diagnostic-Code: smtp; 450 4.2.1 not now"))
+    await bench.end()
+  }
+
   /// Too large for the buffers on the way, so that the connection breaks while it is written.
   private struct LargeContent: StoredContent {
     let count = 32 * 1024 * 1024
