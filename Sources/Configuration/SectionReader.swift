@@ -129,7 +129,9 @@ struct SectionReader {
     _ key: String, default fallback: Duration, allowsZero: Bool = false, _ findings: inout Findings
   ) -> Duration {
     value(
-      key, default: fallback, wanted: "a duration such as 30s, 5m, 4h or 5d", show: \.configurationText, &findings
+      key, default: fallback,
+      wanted: "a duration such as 30s, 5m, 4h or 5d, of \(ValueReader.longestDuration.configurationText) at most",
+      show: \.configurationText, &findings
     ) {
       ValueReader.duration($0).flatMap { $0 > .zero || allowsZero ? $0 : nil }
     }

@@ -59,7 +59,8 @@ extension GlobalSettings {
     queueMinimumFree = reader.sizeOrAuto("queue_min_free", &findings)
     queueLifetime = reader.duration("queue_lifetime", default: defaults.queueLifetime, &findings)
     retrySchedule = reader.list(
-      "retry_schedule", default: defaults.retrySchedule, wanted: "durations such as 1m, 15m, 4h",
+      "retry_schedule", default: defaults.retrySchedule,
+      wanted: "durations such as 1m, 15m, 4h, of \(ValueReader.longestDuration.configurationText) at most",
       show: \.configurationText, &findings
     ) { ValueReader.duration($0).flatMap { $0 > .zero ? $0 : nil } }
     if retrySchedule.isEmpty {

@@ -66,10 +66,14 @@ enum ValueReader {
     }
   }
 
-  /// `30`, `30s`, `5m`, `4h`, `5d`.
+  /// The longest duration, a century: what is longer is a mistake, and sums of a few must still fit where time is
+  /// reckoned in nanoseconds (292 years).
+  static let longestDuration = Duration.seconds(36_525 * 86_400)
+
+  /// `30`, `30s`, `5m`, `4h`, `5d`, of ``longestDuration`` at most.
   static func duration(_ text: String) -> Duration? {
     let units: [Character: Int] = ["s": 1, "m": 60, "h": 3600, "d": 86_400]
-    return scaled(text, units).map { .seconds($0) }
+    return scaled(text, units).map { .seconds($0) }.flatMap { $0 <= longestDuration ? $0 : nil }
   }
 
   /// `35882577`, `64K`, `25M`, `1G`; the letters count in powers of 1024.
@@ -87,7 +91,6 @@ enum ValueReader {
     guard let last = text.last, let unit = units[last] else { return count(text) }
     guard let number = count(text.dropLast()) else { return nil }
     let (product, overflow) = number.multipliedReportingOverflow(by: unit)
-    // Sums of durations are kept in nanoseconds elsewhere; a century is enough.
     return overflow || product > 1 << 50 ? nil : product
   }
 
@@ -131,7 +134,7 @@ enum ValueReader {
 }
 
 extension Duration {
-  /// Reads `30` (seconds), `30s`, `5m`, `4h`, `5d`.
+  /// Reads `30` (seconds), `30s`, `5m`, `4h`, `5d`, of a century at most.
   public init?(configurationText text: String) {
     guard let value = ValueReader.duration(text) else { return nil }
     self = value

@@ -10,7 +10,7 @@ import Spool
 struct RecoveredMessage: Sendable {
   let id: QueueID
   let when: Timestamp
-  /// When it arrived, if it has been deferred and its sender has not been told.
+  /// When it arrived, if it has been put off and its sender has not been told.
   let deferredSince: Timestamp?
 }
 
@@ -49,7 +49,11 @@ extension Account {
 
   /// Whether the account sends nothing. The operator knows and mends it; a warning would say nothing of the mail, would
   /// mostly wait behind the same hold, and come together with the mail it speaks of.
-  private var isOnHold: Bool { isHeldUp && carriedBy == nil }
+  private var isOnHold: Bool {
+    // One message that ends each of its connections is no reason for silence about it.
+    let isOver = loginHold.map { $0.isAfterLogin && time.now >= $0.until } ?? false
+    return isHeldUp && carriedBy == nil && (hold != nil || limitHold != nil || !isOver)
+  }
 
   /// Tells the senders whose messages are late by now.
   func warnOfDelays() {
@@ -95,9 +99,12 @@ extension Account {
 
   /// Whether a message waits for a later attempt. One that is due may arrive; if it does not, it comes here again.
   private func isLate(_ state: MessageState) -> Bool {
-    guard !state.isHeld, !state.isDelayReported, let lane = state.lanes[name], lane.attempts > 0 else { return false }
+    guard !state.isHeld, !state.isDelayReported, let lane = state.lanes[name] else { return false }
     return lane.nextAttempt > time.wallClock
   }
+
+  /// Whether a message was put off for a time, rather than to wait for the account.
+  func isPutOff(_ lane: Lane) -> Bool { lane.attempts > 0 || lane.nextAttempt > time.wallClock }
 
   private func warn(_ id: QueueID) async {
     let message: QueuedMessage?
@@ -125,10 +132,10 @@ extension Account {
     var notice = Notice(id: message.id, envelope: envelope, fates: [])
     for (index, recipient) in envelope.recipients.enumerated()
     where state.recipients[index] == nil && recipient.wantsDelay {
-      guard let lane = state.lanes[recipient.account], lane.attempts > 0 else { continue }
+      guard let lane = state.lanes[recipient.account], isPutOff(lane) else { continue }
       notice.attempts = max(notice.attempts, lane.attempts)
       let reply = Reply(recorded: lane.lastReply)
-      let isTheirs = recipient.account == name && reply != ClientTransaction.connectionLost
+      let isTheirs = recipient.account == name && !LostReply.isOurs(reply)
       notice.fates.append(
         .init(
           recipient: recipient, action: .delayed, reply: reply, peer: isTheirs ? settings.host : nil,
@@ -139,12 +146,11 @@ extension Account {
   }
 
   /// When the last attempt will be, without jitter and if nothing holds the account up.
+  /// nil when nothing has aged the message, which then is tried without end.
   private func end(of lane: Lane) -> Timestamp? {
-    let schedule = delivery.retrySchedule
-    let last = schedule.lastAttempt(within: delivery.queueLifetime)
-    guard last > lane.attempts, last < .max else { return lane.nextAttempt }
-    return lane.nextAttempt
-      + (schedule.patience(afterAttempts: last - 1) - schedule.patience(afterAttempts: lane.attempts))
+    if lane.attempts == 0 { return nil }
+    let used = delivery.retrySchedule.patience(atAttempt: lane.attempts + 1)
+    return lane.nextAttempt + max(delivery.queueLifetime - used, .zero)
   }
 }
 

@@ -125,7 +125,7 @@ extension Account {
   }
 
   /// In microseconds. Nothing is ever put off for longer: what seems to be was written while the clock was ahead.
-  private var longestWait: Int64 {
+  var longestWait: Int64 {
     let longest = delivery.retrySchedule.steps.max() ?? .zero
     return max(longest, .seconds(3600)).microseconds / 4 * 5
   }
@@ -174,7 +174,7 @@ extension Account {
     active.insert(entry.id)
     if let message = takeFresh(entry.id) {
       let job = Job(
-        id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
+        id: message.id, envelope: message.envelope, recipients: message.recipients,
         content: message.content, lane: name)
       if send(services.leavingNow(job, by: name), over: number) { return }
       abandon(entry.id, on: number)
@@ -240,8 +240,21 @@ extension Account {
     }
     if open.isEmpty { return nil }
     return Job(
-      id: message.id, envelope: message.envelope, recipients: open, attempts: lane?.attempts ?? 0,
+      id: message.id, envelope: message.envelope, recipients: open, before: lane.map { asPlanned($0, state) },
       content: message.content, lane: name, firstAttempt: state.firstAttempt, isDelayReported: state.isDelayReported)
+  }
+
+  /// The lane with the time that was planned for its next attempt. The release of a hold sets it to its own time, so that
+  /// a restart does not delay what was released; then only the life of the message tells, and the wait is reckoned anew.
+  private func asPlanned(_ lane: Lane, _ state: MessageState) -> Lane {
+    guard lane.attempts > 0, let last = state.lastAttempt(of: name),
+      state.life.contains(where: { $0.kind == .released && $0.time == lane.nextAttempt })
+    else { return lane }
+    var lane = lane
+    lane.nextAttempt =
+      last
+      + delivery.retrySchedule.delay(afterAttempt: lane.attempts, within: delivery.queueLifetime, random: 0.5)
+    return lane
   }
 
   // MARK: Giving back

@@ -38,7 +38,8 @@ extension Account {
 
   /// Has others carry what is due.
   func lendDue() {
-    guard !settings.fallbacks.isEmpty, let first = due.min, first.when <= time.wallClock.microseconds else { return }
+    guard !settings.fallbacks.isEmpty, let first = due.min else { return }
+    guard first.when <= time.wallClock.microseconds else { return wakeToLend(first) }
     // Somebody may have made room behind the question that is under way.
     lendsAgain = isLending
     if isLending { return }
@@ -52,11 +53,16 @@ extension Account {
       await lendWhatIsDue()
     } while lendsAgain
     isLending = false
-    // Nobody tells when a carrier has room again; a guest that comes back asks anew as well.
-    if isHeldUp, let first = due.min, first.when <= time.wallClock.microseconds {
-      wake(at: time.now + Self.lendingRetry)
-    }
+    if isHeldUp, let first = due.min { wakeToLend(first) }
     stopIfDone()
+  }
+
+  private func wakeToLend(_ first: Due) {
+    let wall = time.wallClock.microseconds
+    // Nobody tells when a carrier has room again; a guest that comes back asks anew as well. The wall clock may be set
+    // meanwhile: look again within a minute.
+    let wait = first.when <= wall ? Self.lendingRetry : min(.microseconds(first.when - wall), .seconds(60))
+    wake(at: time.now + wait)
   }
 
   private func lendWhatIsDue() async {
@@ -102,7 +108,7 @@ extension Account {
   private func jobToLend(_ entry: Due, to carrier: Account) async -> Job? {
     if let message = takeFresh(entry.id) {
       let job = Job(
-        id: message.id, envelope: message.envelope, recipients: message.recipients, attempts: 0,
+        id: message.id, envelope: message.envelope, recipients: message.recipients,
         content: message.content, lane: name)
       return services.leavingNow(job, by: carrier.name)
     }
@@ -146,9 +152,9 @@ extension Account {
   }
 
   /// As ``takeBack(_:_:)``, after an attempt.
-  func takeBack(_ job: Job, after lane: Lane?) {
+  func takeBack(_ job: Job, after lane: Lane?, isForced: Bool) {
     lent[job.id] = nil
-    finish(job, lane)
+    finish(job, lane, isForced: isForced)
     pump()
     stopIfDone()
   }

@@ -61,9 +61,12 @@ extension Account {
       case .accepted(let reply):
         verdict.delivered.append(.init(index: index, reply: reply, peer: peer))
         note(job, index, "sent", reply, peer)
-      case .refused(let reply, .connection):
+      case .refused(_, .connection):
+        let reply = LostReply.of(outcome)
         verdict.retry(.init(index: index, reply: reply), counts: outcome.isInDoubt)
         verdict.isInterrupted = true
+        if outcome.isInContent { verdict.isInContent = true }
+        note(job, index, "deferred", reply, peer)
       case .refused(let reply, let stage): judge(job, index, reply, Stage(stage), peer, &verdict)
       }
     }
@@ -78,6 +81,8 @@ extension Account {
     if !outcome.isInDoubt { refund(job, sent: verdict.delivered.count) }
     // Whoever judges a message lets the account send.
     if !verdict.delivered.isEmpty || !verdict.failed.isEmpty || verdict.counts { endHold() }
+    // A message that ends its connection again ages by it (RFC 5321 4.5.4.1): it would be tried for ever.
+    if verdict.isInContent, job.wasInterrupted { verdict.counts = true }
     if let (fault, reply) = verdict.fault {
       holdAll(fault, "\(peer): \(reply)", hint: ReplyMeaning.hint(of: reply))
     }
@@ -100,7 +105,8 @@ extension Account {
     _ job: Job, _ index: Int, _ reply: Reply, _ stage: Stage, _ peer: String, _ verdict: inout Verdict
   ) {
     let fate = Verdict.Fate(index: index, reply: reply, peer: peer)
-    if ReplyMeaning.isAboutRate(reply) { verdict.complaint = reply }
+    // Said to the content of one message again and again it is about that message, and slows nobody else down.
+    if ReplyMeaning.isAboutRate(reply), stage != .content || !job.wasInterrupted { verdict.complaint = reply }
     switch ReplyMeaning(of: reply, at: stage) {
     case .recipientFailed, .messageFailed:
       verdict.failed.append(fate)
@@ -113,7 +119,11 @@ extension Account {
     case .connectionLost:
       verdict.retry(fate, counts: false)
       // Once it has the content, the message itself may be what ends the connection; earlier it hardly can be.
-      if stage == .content { verdict.isInterrupted = true }
+      if stage == .content {
+        verdict.isInterrupted = true
+        verdict.isInContent = true
+      }
+      note(job, index, "deferred", reply, peer)
     case .accountHeld(let fault):
       verdict.retry(fate, counts: false)
       verdict.fault = (fault, reply)
@@ -173,6 +183,8 @@ struct Verdict {
   var isOurs = false
   /// The connection broke in the middle of the message.
   var isInterrupted = false
+  /// Its content had been begun by then.
+  var isInContent = false
   /// It broke behind the end of the message, which may have arrived.
   var isInDoubt = false
   /// Recipients that the upstream wants in a transaction of their own.

@@ -117,6 +117,7 @@ extension Account {
     if isFault, member.delivered == 0, !isStopping {
       // An upstream that lets us in and throws us out is not there for us.
       holdLogins(.unreachable, "\(peer): \(reason)")
+      loginHold?.isAfterLogin = true
     }
     pump()
     stopIfDone()

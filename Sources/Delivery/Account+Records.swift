@@ -10,22 +10,31 @@ extension Account {
   /// Writes down what became of a message that is not simply done.
   func record(_ job: Job, _ verdict: Verdict) {
     var verdict = verdict
-    let counts = verdict.counts && !verdict.isSplit
+    let extra = ahead(job)
+    let counts = verdict.counts && !verdict.isSplit && extra == nil
     let attempts = job.attempts + (counts ? 1 : 0)
     // Nobody's mail ends by a fault of the account or of ours, not even when another recipient was put off.
     let isExpired =
       counts && verdict.fault == nil && !verdict.isOurs
-      && delivery.retrySchedule.patience(afterAttempts: attempts) >= delivery.queueLifetime
+      && delivery.retrySchedule.patience(atAttempt: attempts) >= delivery.queueLifetime
     if isExpired { giveUp(job, attempts, &verdict) }
     var record = AttemptRecord(account: job.lane, isInDoubt: verdict.isInDoubt)
     if let last = verdict.later.last {
       counters.deferred += verdict.later.count
+      let wait = waitBeforeRetry(verdict, attempts)
       record.lane = Lane(
-        nextAttempt: time.wallClock + waitBeforeRetry(verdict, attempts), attempts: attempts,
-        lastReply: "\(last.reply)")
+        nextAttempt: extra ?? (time.wallClock + wait), attempts: attempts, lastReply: "\(last.reply)")
+      // What would go on at once goes on, and the plan stays for afterwards.
+      record.isForced = extra != nil && wait == .zero
     }
     record.delivered = verdict.delivered.map(\.index)
-    record.events = events(job, verdict, record.lane, attempts, counts: counts)
+    let number =
+      extra != nil
+      ? "ahead of its time, not counted"
+      : counts
+        ? "attempt \(attempts)"
+        : verdict.isInContent ? "in its content, not counted the first time" : "not counted as an attempt"
+    record.events = events(job, verdict, record.lane, number)
     let told = verdict.failed.filter { job.envelope.recipients[$0.index].wantsFailure }
     let silent = verdict.failed.filter { !job.envelope.recipients[$0.index].wantsFailure }
     record.failed = silent.map { ($0.index, $0.reply) }
@@ -41,14 +50,36 @@ extension Account {
       return
     }
     services.store.update(job.id) { [record] in record.apply(to: &$0) }
-    finish(job, record.lane)
+    finish(job, record.lane, isForced: record.isForced)
+  }
+
+  /// The time that is planned for the next attempt when this one came before it, because somebody asked for it. Such an
+  /// attempt is an extra: it leaves the plan as it is, and costs the message none of its patience.
+  private func ahead(_ job: Job) -> Timestamp? {
+    guard let planned = job.before?.nextAttempt else { return nil }
+    let left = (planned - time.wallClock).microseconds
+    // A plan that is farther away was made by a clock that was ahead, and is none.
+    return left > 0 && left <= longestWait ? planned : nil
   }
 
   /// The time of a message is over: who was put off once more has failed.
   private func giveUp(_ job: Job, _ attempts: Int, _ verdict: inout Verdict) {
+    let doubts = (job.before?.inDoubt ?? 0) + (verdict.isInDoubt ? 1 : 0)
     for fate in verdict.later {
-      let final = Reply(550, "4.4.7", "gave up after \(attempts) attempts; the last answer was: \(fate.reply)")
-      verdict.failed.append(.init(index: fate.index, reply: final, peer: fate.peer, diagnostic: fate.reply))
+      var text = "gave up after \(attempts) attempts"
+      if doubts > 0 {
+        let times = doubts == 1 ? "once" : "\(doubts) times"
+        text += "; \(DeliveryStatusNotification.doubt): the connection broke \(times) behind the end of the message"
+      }
+      if fate.peer != nil {
+        text += "; the last answer was: \(fate.reply)"
+      } else if fate.reply != LostReply.behindContent {
+        text += "; the last attempt had no answer: \(fate.reply.text)"
+      }
+      // What we say ourselves of a lost connection is nothing that a server has said.
+      let diagnostic = fate.peer == nil ? nil : fate.reply
+      let final = Reply(550, "4.4.7", text)
+      verdict.failed.append(.init(index: fate.index, reply: final, peer: fate.peer, diagnostic: diagnostic))
       counters.failed += 1
       note(job, fate.index, "expired", final, "none")
     }
@@ -57,7 +88,10 @@ extension Account {
 
   private func waitBeforeRetry(_ verdict: Verdict, _ attempts: Int) -> Duration {
     if verdict.isSplit { return .zero }
-    if verdict.counts { return delivery.retrySchedule.delay(afterAttempt: attempts, random: services.random()) }
+    if verdict.counts {
+      return delivery.retrySchedule.delay(
+        afterAttempt: attempts, within: delivery.queueLifetime, random: services.random())
+    }
     if verdict.isOurs { return .seconds(3600) }
     // A message that breaks every connection must not be the only one that ever goes.
     return verdict.isInterrupted ? .seconds(30) : .zero
@@ -91,7 +125,7 @@ extension Account {
     writeFirst()
     if !failed.isEmpty { await tellFailure(job, failed, &record, tries: tries) }
     store.update(job.id) { [record] in record.apply(to: &$0) }
-    finish(job, record.lane)
+    finish(job, record.lane, isForced: record.isForced)
     pump()
     stopIfDone()
   }
@@ -111,6 +145,7 @@ extension Account {
       // Neither told nor written down: the next attempt finds the failure again.
       record.lane = Lane(
         nextAttempt: now + .seconds(60), attempts: job.attempts, lastReply: failed.last.map { "\($0.reply)" } ?? "")
+      record.isForced = false
       record.events.append(
         LifeEvent(
           time: now, kind: .deferred, account: job.lane, text: "\(names): the notification cannot be queued now"))
@@ -152,9 +187,8 @@ extension Account {
   }
 
   /// The lines that this attempt adds to the life of the message, with recipients that got the same reply together.
-  private func events(
-    _ job: Job, _ verdict: Verdict, _ lane: Lane?, _ attempts: Int, counts: Bool
-  ) -> [LifeEvent] {
+  /// - Parameter number: which attempt it was, or why it is none.
+  private func events(_ job: Job, _ verdict: Verdict, _ lane: Lane?, _ number: String) -> [LifeEvent] {
     let now = time.wallClock
     var events: [LifeEvent] = []
     let carrier = job.owner == nil ? "" : "; carried by \(name) while \(job.lane) is on hold"
@@ -174,25 +208,24 @@ extension Account {
       events.append(LifeEvent(time: now, kind: .inDoubt, account: job.lane, text: text))
     }
     add(.failed, verdict.failed)
-    if let lane {
-      let number = counts ? "attempt \(attempts)" : "not counted as an attempt"
-      add(.deferred, verdict.later, "; \(number), next try \(RFC5322Date.format(lane.nextAttempt))")
-    }
+    if let lane { add(.deferred, verdict.later, "; \(number), next try \(RFC5322Date.format(lane.nextAttempt))") }
     return events
   }
 
   /// The attempt is written down: the message waits for the next one, or there is none.
-  func finish(_ job: Job, _ lane: Lane?) {
+  /// - Parameter isForced: the next one does not wait for its time.
+  func finish(_ job: Job, _ lane: Lane?, isForced: Bool = false) {
     if let owner = job.owner, owner !== self {
       carrying.remove(Loan(id: job.id, owner: owner.name))
-      Task(executorPreference: owner.seat.loop) { await owner.takeBack(job, after: lane) }
+      Task(executorPreference: owner.seat.loop) { await owner.takeBack(job, after: lane, isForced: isForced) }
       return
     }
     active.remove(job.id)
     wanted.remove(job.id)
     guard let lane else { return }
-    due.insert(Due(when: lane.nextAttempt.microseconds, id: job.id))
-    if lane.attempts > 0, !job.isDelayReported, !job.envelope.reversePath.isEmpty {
+    if isForced { force(job.id) } else { due.insert(Due(when: lane.nextAttempt.microseconds, id: job.id)) }
+    // Also when it was not counted: nobody's mail ends by a fault of ours, but its sender is to know.
+    if isPutOff(lane), !job.isDelayReported, !job.envelope.reversePath.isEmpty {
       watchDelay(job.id, job.envelope.arrival)
     }
   }
@@ -205,6 +238,8 @@ struct AttemptRecord: Sendable {
   var delivered: [Int] = []
   var failed: [(index: Int, reply: Reply)] = []
   var lane: Lane?
+  /// The next attempt does not wait for the time of `lane`.
+  var isForced = false
   var deadReason: String?
   var events: [LifeEvent] = []
 

@@ -127,6 +127,8 @@ actor Account {
     var since: Timestamp
     /// What the reply says beyond the fault.
     var hint: String?
+    /// The upstream had let us in, and threw us out.
+    var isAfterLogin = false
 
     var advice: String { hint.map { "\($0); \(fault.advice)" } ?? fault.advice }
   }

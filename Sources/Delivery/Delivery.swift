@@ -136,7 +136,9 @@ public final class Delivery: Sendable {
       for lane in entry.lanes {
         // What was never tried is due, also when it arrived by a clock that was ahead.
         let when = lane.attempts > 0 ? lane.nextAttempt : min(lane.nextAttempt, now)
-        let isLate = lane.attempts > 0 && !entry.isDelayReported
+        // Also by what is not counted as an attempt.
+        let isPutOff = lane.attempts > 0 || lane.nextAttempt > entry.arrival
+        let isLate = isPutOff && !entry.isDelayReported
         lanes[lane.account, default: []].append(
           RecoveredMessage(id: entry.id, when: when, deferredSince: isLate ? entry.arrival : nil))
       }

@@ -10,8 +10,17 @@ struct Job: Sendable {
   let envelope: Envelope
   /// The indices, in the envelope, of the recipients that this account still has to serve.
   let recipients: [Int]
-  /// Attempts made before this one.
-  let attempts: Int
+  /// What the queue knew of this lane when the message was read: the attempts before this one, and the time that was
+  /// planned for this one. nil when it was never tried.
+  let before: Lane?
+  /// Attempts made before this one that count.
+  var attempts: Int { before?.attempts ?? 0 }
+  /// Whether the attempt before this one ended with the connection, in the content as far as the queue knows. Once is
+  /// bad luck; twice, and the message itself may be what ends its connections.
+  var wasInterrupted: Bool {
+    guard let last = before.map({ Reply(recorded: $0.lastReply) }) else { return false }
+    return last.code == 421 || last == LostReply.inContent
+  }
   /// As it is in the queue.
   let content: Content
   /// As it leaves.
@@ -32,13 +41,13 @@ struct Job: Sendable {
   var reservation: LedgerReservation?
 
   init(
-    id: QueueID, envelope: Envelope, recipients: [Int], attempts: Int, content: Content, lane: String,
+    id: QueueID, envelope: Envelope, recipients: [Int], before: Lane? = nil, content: Content, lane: String,
     firstAttempt: Timestamp? = nil, isDelayReported: Bool = false
   ) {
     self.id = id
     self.envelope = envelope
     self.recipients = recipients
-    self.attempts = attempts
+    self.before = before
     self.content = content
     self.lane = lane
     outgoing = content

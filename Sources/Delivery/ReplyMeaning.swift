@@ -160,6 +160,8 @@ extension ReplyMeaning {
     let isBare = status.isEmpty
     switch (reply.code, status) {
     case (421, _): return .connectionLost
+    // Servers without enhanced codes say so of an address that they cannot read; what we send is well-formed.
+    case (501, "") where stage == .recipient: return .recipientFailed
     case (500...504, _) where isBare || status.hasPrefix("5.5."), (555, _) where isBare || status.hasPrefix("5.5."):
       return .ourFault
     case (504, "5.7.4"): return .ourFault
@@ -175,6 +177,22 @@ extension ReplyMeaning {
     }
     if stage == .recipient { return reply.isPermanent ? .recipientFailed : .recipientLater }
     return reply.isPermanent ? .messageFailed : .messageLater
+  }
+}
+
+/// What stands in for the reply that a lost connection has kept from us: in the queue it says how the attempt ended.
+enum LostReply {
+  static let inContent = Reply(451, "4.4.2", "The connection to the next server was lost in the middle of the message")
+  static let behindContent = Reply(
+    451, "4.4.2", "The connection to the next server was lost behind the end of the message, which may have arrived")
+
+  static func of(_ outcome: ClientTransaction.Outcome) -> Reply {
+    outcome.isInDoubt ? behindContent : outcome.isInContent ? inContent : ClientTransaction.connectionLost
+  }
+
+  /// Whether nobody but this relay has said so.
+  static func isOurs(_ reply: Reply) -> Bool {
+    [inContent, behindContent, ClientTransaction.connectionLost].contains(reply)
   }
 }
 

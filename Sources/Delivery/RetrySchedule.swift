@@ -17,32 +17,29 @@ public struct RetrySchedule: Sendable, Equatable {
   /// 1, 5, 15, 30 minutes, 1, 2, 4 hours.
   public static let standard = RetrySchedule([60, 300, 900, 1800, 3600, 7200, 14400].map { .seconds($0) })
 
-  /// The wait after the attempt with this number; the first is 1. `random` is in 0...1.
-  public func delay(afterAttempt attempt: Int, random: Double) -> Duration {
-    Self.jittered(steps[min(max(attempt, 1), steps.count) - 1], random)
+  /// The wait after the attempt with this number; the first is 1. `random` is in 0...1. The last one is shortened, so
+  /// that the final attempt falls on the end of `lifetime`.
+  public func delay(afterAttempt attempt: Int, within lifetime: Duration, random: Double) -> Duration {
+    let step = steps[min(max(attempt, 1), steps.count) - 1]
+    let left = lifetime - patience(atAttempt: attempt)
+    // Behind its end a message is tried on when a fault of the account, or of ours, has kept it from being given up.
+    return Self.jittered(left > .zero ? min(step, left) : step, random)
   }
 
-  /// The time a message has been waited for after so many attempts, without jitter: the sum of the waits between them.
-  public func patience(afterAttempts attempts: Int) -> Duration {
-    var sum = Duration.zero
-    for attempt in 0..<min(max(attempts, 0), steps.count) { sum += steps[attempt] }
-    return sum + steps[steps.count - 1] * max(attempts - steps.count, 0)
-  }
-
-  /// The number of the attempt after which a message is given up, when its patience may be `lifetime` at most.
-  public func lastAttempt(within lifetime: Duration) -> Int {
-    var sum = Duration.zero
-    for (index, step) in steps.enumerated() {
-      sum += step
-      if sum >= lifetime { return index + 1 }
-    }
-    let last = steps[steps.count - 1].nanoseconds
-    guard last > 0 else { return .max }
-    return steps.count + Int(((lifetime - sum).nanoseconds + last - 1) / last)
+  /// The time a message has been waited for when the attempt with this number is made, without jitter: the sum of the
+  /// waits between its attempts so far, none at the first. With this attempt it is given up when that has reached its
+  /// lifetime.
+  public func patience(atAttempt attempt: Int) -> Duration {
+    // As many as the queue can count, and each of them as long as can be counted, fit into a Duration.
+    let waits = min(max(attempt - 1, 0), Int(UInt32.max))
+    let last = min(steps[steps.count - 1], .nanoseconds(Int64.max))
+    return steps.prefix(waits).reduce(.zero, +) + last * max(waits - steps.count, 0)
   }
 
   static func jittered(_ wait: Duration, _ random: Double) -> Duration {
-    .nanoseconds(Int64(Double(wait.nanoseconds) * (1 + jitter * (2 * random - 1))))
+    // Half of what can be counted leaves room for the jitter.
+    let wait = min(wait.nanoseconds, .max / 2)
+    return .nanoseconds(Int64(Double(wait) * (1 + jitter * (2 * random - 1))))
   }
 }
 

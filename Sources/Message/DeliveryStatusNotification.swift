@@ -45,6 +45,13 @@ public struct DeliveryStatusNotification: Sendable {
       self.willRetryUntil = willRetryUntil
     }
 
+    /// Whether it failed without anybody knowing that it did not arrive, by our own words: also when they come from the
+    /// queue.
+    var isInDoubt: Bool {
+      action == .failed && (remoteMTA == nil || diagnostic != nil)
+        && reply.text.contains(DeliveryStatusNotification.doubt)
+    }
+
     /// The Status field: the reply's enhanced code where it has one that fits the action (RFC 3464 2.3.4).
     public var status: EnhancedStatusCode {
       let expected: UInt8 =
@@ -58,6 +65,9 @@ public struct DeliveryStatusNotification: Sendable {
       return EnhancedStatusCode(expected, code.subject, code.detail)
     }
   }
+
+  /// In a reply of our own: no answer came to the end of the message.
+  public static let doubt = "it may have arrived"
 
   public var hostname: String
   /// Whom the report goes to: the reverse-path, never null.
@@ -156,6 +166,7 @@ public struct DeliveryStatusNotification: Sendable {
     if actions == [.delayed] { return "Your message is delayed" }
     if actions == [.delivered] { return "Your message was delivered" }
     if actions.isSubset(of: [.delivered, .relayed, .expanded]) { return "Your message was handed on" }
+    if recipients.allSatisfy(\.isInDoubt) { return "Your message may not have been delivered" }
     return "Your message could not be delivered"
   }
 
@@ -163,7 +174,8 @@ public struct DeliveryStatusNotification: Sendable {
 
   private func explanation() -> String {
     var lines = ["This is the mail system at host \(hostname).", ""]
-    let failed = recipients.filter { $0.action == .failed }
+    let failed = recipients.filter { $0.action == .failed && !$0.isInDoubt }
+    let doubtful = recipients.filter(\.isInDoubt)
     let delayed = recipients.filter { $0.action == .delayed }
     let done = recipients.filter { [.delivered, .relayed, .expanded].contains($0.action) }
     if !failed.isEmpty {
@@ -172,6 +184,14 @@ public struct DeliveryStatusNotification: Sendable {
       lines += [
         "It will not be tried again. Check the address for mistakes; if it is right,",
         "ask the recipient by another way, or forward this report to your postmaster.", "",
+      ]
+    }
+    if !doubtful.isEmpty {
+      lines += ["It is not known whether your message has reached:", ""]
+      for recipient in doubtful { lines += paragraph(recipient) }
+      lines += [
+        "It will not be tried again. Before you send it once more, ask the recipient by",
+        "another way whether it has arrived.", "",
       ]
     }
     if !delayed.isEmpty {

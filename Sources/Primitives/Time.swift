@@ -10,15 +10,23 @@ public struct Timestamp: Hashable, Comparable, Sendable {
   public var microseconds: Int64
 
   public init(microseconds: Int64) { self.microseconds = microseconds }
-  public init(seconds: Int64) { microseconds = seconds * 1_000_000 }
+  public init(seconds: Int64) { self = .init(microseconds: 0) + .seconds(seconds) }
 
   /// Whole seconds, rounded towards the past.
   public var seconds: Int64 { microseconds >= 0 ? microseconds / 1_000_000 : (microseconds - 999_999) / 1_000_000 }
 
   public static func < (a: Self, b: Self) -> Bool { a.microseconds < b.microseconds }
-  public static func + (a: Self, b: Duration) -> Self { .init(microseconds: a.microseconds + b.microseconds) }
-  public static func - (a: Self, b: Duration) -> Self { .init(microseconds: a.microseconds - b.microseconds) }
-  public static func - (a: Self, b: Self) -> Duration { .microseconds(a.microseconds - b.microseconds) }
+  // They saturate at the ends of `Int64` (292,000 years): a wait that somebody has set absurdly long must not end the
+  // process.
+  public static func + (a: Self, b: Duration) -> Self {
+    .init(microseconds: a.microseconds.addingSaturated(b.microseconds))
+  }
+  public static func - (a: Self, b: Duration) -> Self {
+    .init(microseconds: a.microseconds.subtractingSaturated(b.microseconds))
+  }
+  public static func - (a: Self, b: Self) -> Duration {
+    .microseconds(a.microseconds.subtractingSaturated(b.microseconds))
+  }
 }
 
 /// A moment of the monotonic clock, in nanoseconds since some fixed moment of this process's life. Never persisted.
@@ -29,12 +37,25 @@ public struct MonotonicInstant: Hashable, Comparable, Sendable {
   public static let distantFuture = MonotonicInstant(nanoseconds: .max)
 
   public static func < (a: Self, b: Self) -> Bool { a.nanoseconds < b.nanoseconds }
-  public static func - (a: Self, b: Self) -> Duration { .nanoseconds(a.nanoseconds - b.nanoseconds) }
+  public static func - (a: Self, b: Self) -> Duration {
+    .nanoseconds(a.nanoseconds.subtractingSaturated(b.nanoseconds))
+  }
 
   /// Saturates at ``distantFuture``.
   public static func + (a: Self, b: Duration) -> Self {
-    let (sum, overflow) = a.nanoseconds.addingReportingOverflow(b.nanoseconds)
-    return .init(nanoseconds: overflow ? .max : sum)
+    .init(nanoseconds: a.nanoseconds.addingSaturated(b.nanoseconds))
+  }
+}
+
+extension Int64 {
+  fileprivate func addingSaturated(_ other: Int64) -> Int64 {
+    let (sum, overflow) = addingReportingOverflow(other)
+    return overflow ? (other < 0 ? .min : .max) : sum
+  }
+
+  fileprivate func subtractingSaturated(_ other: Int64) -> Int64 {
+    let (difference, overflow) = subtractingReportingOverflow(other)
+    return overflow ? (other < 0 ? .max : .min) : difference
   }
 }
 

@@ -49,6 +49,8 @@ public struct ClientTransaction: Sendable {
     public var recipients: [RecipientOutcome]
     /// The content may have been accepted although no reply says so; sending it again may duplicate it.
     public var isInDoubt: Bool
+    /// The connection failed when the content was on its way, which may be the reason.
+    public var isInContent = false
     /// The connection is of no further use.
     public var mustClose: Bool
     /// The server's transaction is still open: send RSET before the next MAIL.
@@ -320,7 +322,7 @@ public struct ClientTransaction: Sendable {
     let mayBeAccepted = style == .chunked ? awaiting != .nothing : awaiting == .content
     return Outcome(
       recipients: outcomes.map { $0 ?? .refused(reply, stage: .connection) },
-      isInDoubt: contentFullySent && undecided && mayBeAccepted, mustClose: true, needsReset: false,
-      passedOnDSN: dsn != nil)
+      isInDoubt: contentFullySent && undecided && mayBeAccepted, isInContent: undecided && mayBeAccepted,
+      mustClose: true, needsReset: false, passedOnDSN: dsn != nil)
   }
 }

@@ -20,7 +20,8 @@ import Testing
   func otherTextIsNoDuration(text: String) {
     #expect(
       errors(configuration(minimal + "read_timeout = \(text)\n")) == [
-        "/c/m.conf:3: \"\(text)\" is not a value of read_timeout, which takes a duration such as 30s, 5m, 4h or 5d"
+        "/c/m.conf:3: \"\(text)\" is not a value of read_timeout, which takes a duration such as 30s, 5m, 4h or 5d, "
+          + "of 36525d at most"
       ])
   }
 
@@ -56,6 +57,22 @@ import Testing
   ])
   func logGoesToTheJournalToStderrOrToAFile(text: String, destination: LogFile) throws {
     #expect(try global("log_file = \(text)").logFile == destination)
+  }
+
+  @Test func durationOfACenturyIsTheLongest() throws {
+    let values = try global(
+      "queue_lifetime = 36525d\ndelay_warning = 3155760000\nretry_schedule = 36525d, 876600h\nread_timeout = 36525d")
+    #expect(values.queueLifetime == .seconds(3_155_760_000) && values.delayWarning == values.queueLifetime)
+    #expect(values.retrySchedule == [values.queueLifetime, values.queueLifetime])
+    let keys = ["queue_lifetime", "delay_warning", "retry_schedule", "client_timeout", "auth_ban_time"]
+    for key in keys {
+      for text in ["36526d", "3155760001", "999999999d", "9223372036854775807"] {
+        let errors = errors(configuration(minimal + "\(key) = \(text)\n"))
+        #expect(errors.first?.contains("/c/m.conf:3") == true, "\(errors)")
+        #expect(
+          errors.first?.contains(text) == true && errors.first?.contains("of 36525d at most") == true, "\(errors)")
+      }
+    }
   }
 
   @Test func defaultsAreThoseOfTheInterface() throws {

@@ -43,8 +43,8 @@ import Testing
     let report = await bench.reports(1)[0]
     #expect(report.contains("Subject: Your message is delayed") && report.contains("Action: delayed"))
     #expect(report.contains("Status: 4.2.1") && report.contains("Diagnostic-Code: smtp; 450 4.2.1 not now"))
-    // Three waits of an hour are the lifetime: the third attempt, two hours after the first, is the last.
-    #expect(report.contains("Will-Retry-Until: \(text(arrival + .seconds(2 * 3600)))"))
+    // Three waits of an hour are the lifetime: the fourth attempt, three hours after the first, is the last.
+    #expect(report.contains("Will-Retry-Until: \(text(arrival + .seconds(3 * 3600)))"))
     await bench.until { bench.state(id)?.isDelayReported == true }
     #expect(bench.state(id)?.lanes["example.test"]?.attempts == 1, "it came between two attempts")
     #expect(bench.state(id)?.life.map(\.kind) == [.deferred, .notified])
@@ -162,13 +162,68 @@ import Testing
     bench.time.advance(by: .seconds(3600))
     await bench.settled(id, attempts: 2)
     let second = try await bench.restart(Self.hourly)
-    // However long the machine was off: the third attempt is the last.
+    // However long the machine was off: the fourth attempt is the last.
     bench.time.advance(by: .seconds(86_400))
+    await bench.settled(id, attempts: 3)
+    bench.time.advance(by: .seconds(3600))
     await bench.until { bench.store.messages[id] == nil }
     let report = await bench.reports(2)
-    #expect(report.contains { $0.contains("gave up after 3 attempts") && $0.contains("Delivery was tried 3 times") })
+    #expect(report.contains { $0.contains("gave up after 4 attempts") && $0.contains("Delivery was tried 4 times") })
     await second.stop(within: .seconds(30))
     await bench.upstream.stop()
+  }
+
+  @Test(arguments: [1, 90])
+  func finalAttemptFallsOnAShortLifetime(lifetime: Int) async throws {
+    let bench = try await bench(
+      .test {
+        $0.retrySchedule = RetrySchedule([.seconds(60)])
+        $0.queueLifetime = .seconds(lifetime)
+      })
+    let id = try await bench.submit(to: ["never@example.test"])
+    await bench.settled(id, attempts: 1)
+    var left = lifetime
+    for attempt in 2... {
+      bench.time.advance(by: .seconds(min(left, 60) - 1))
+      await bench.asleep()
+      #expect(bench.state(id)?.lanes["example.test"]?.attempts == attempt - 1)
+      bench.time.advance(by: .seconds(1))
+      left -= min(left, 60)
+      await bench.settled(id, attempts: attempt)
+      if left == 0 { break }
+    }
+    await bench.until { bench.store.messages[id] == nil }
+    #expect(await bench.reports(1)[0].contains("gave up after \(lifetime == 1 ? 2 : 3) attempts"))
+    await bench.end()
+  }
+
+  /// The largest values that the configuration takes.
+  @Test func messageThatIsToWaitForACenturyWaits() async throws {
+    let century = Duration.seconds(36_525 * 86_400)
+    let bench = try await bench(
+      .test {
+        $0.retrySchedule = RetrySchedule([.seconds(3600), century])
+        $0.queueLifetime = century
+        $0.delayWarning = .seconds(600)
+      })
+    let id = try await bench.submit(to: ["never@example.test"])
+    await bench.settled(id, attempts: 1)
+    await pass(600, bench)
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("Will-Retry-Until:") && report.contains(" 2126 "))
+    await bench.until { bench.state(id)?.isDelayReported == true }
+    await pass(3000, bench)
+    await bench.settled(id, attempts: 2)
+    let wait = try #require(bench.state(id)?.lanes["example.test"]).nextAttempt - bench.time.wallClock
+    #expect(wait == century - .seconds(3600))
+    var settings = DeliverySettings.test { $0.delayWarning = century }
+    await bench.delivery.configure([bench.settings], settings)
+    let other = try await bench.submit(to: ["never@example.test"])
+    await bench.settled(other, attempts: 1)
+    settings.delayWarning = .seconds(1)
+    await bench.delivery.configure([bench.settings], settings)
+    await bench.end()
+    #expect(bench.store.messages.count == 2)
   }
 
   @Test func waitsAreThoseOfTheScheduleWithinATenth() async throws {

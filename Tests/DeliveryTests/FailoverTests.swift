@@ -83,6 +83,57 @@ private struct Pair {
     #expect(pair.main.store.messages.isEmpty)
   }
 
+  @Test func triesAheadOfTheirTimeOverACarrierCostNoPatience() async throws {
+    let pair = try await Pair([.answer(.mail, Self.limit)], [.recipient("slow@", "450 4.2.1 no")])
+    let id = try await pair.main.submit(to: ["slow@example.test"])
+    await pair.main.settled(id, attempts: 1)
+    let planned = try #require(pair.main.state(id)?.lanes["example.test"]?.nextAttempt)
+    for count in 2...6 {
+      // The owner itself tries it first, and is on hold again.
+      try await pair.main.delivery.retry(count.isMultiple(of: 2) ? nil : id)
+      await pair.main.until { (try? await pair.account("spare.test").counters.deferred) == count }
+      await pair.main.until { await pair.main.account().active == 0 }
+      #expect(pair.main.state(id)?.lanes["example.test"]?.attempts == 1)
+      #expect(pair.main.state(id)?.lanes["example.test"]?.nextAttempt == planned)
+    }
+    let last = try #require(pair.main.state(id)?.life.last?.text)
+    #expect(last.contains("ahead of its time, not counted") && last.contains("carried by spare.test while"))
+    await pair.end()
+  }
+
+  /// The owner's hold of an hour must not stretch a wait of a minute.
+  @Test func whatTheCarrierPutsOffGoesAtItsTimeThoughTheHoldLasts() async throws {
+    let pair = try await Pair(
+      [.answer(.mail, Self.limit)], [.recipient("slow@", "450 4.2.1 no", times: 2)])
+    let first = try await pair.main.submit()
+    await pair.main.until { pair.main.store.messages[first] == nil }
+    for _ in 0..<7 {
+      // Each hold is longer than the last one.
+      let count = pair.main.lines.all.filter { $0.contains("on hold (dailyLimit)") }.count
+      let next = try #require(try await pair.account("example.test").hold?.nextTry)
+      pair.main.time.advance(by: next - pair.main.time.wallClock)
+      try await pair.main.submit()
+      await pair.main.until {
+        pair.main.lines.all.filter { $0.contains("on hold (dailyLimit)") }.count > count
+          && pair.main.store.messages.isEmpty
+      }
+    }
+    let until = try #require(try await pair.account("example.test").hold?.nextTry)
+    let id = try await pair.main.submit(to: ["slow@example.test"])
+    await pair.main.settled(id, attempts: 1)
+    for attempt in 2...3 {
+      let next = try #require(pair.main.state(id)?.lanes["example.test"]?.nextAttempt)
+      await pair.main.until { await pair.main.account().queued == 1 && pair.main.time.nextDeadline != nil }
+      while pair.main.time.wallClock < next {
+        await pair.main.until { pair.main.time.nextDeadline != nil }
+        pair.main.time.advance(by: min(next - pair.main.time.wallClock, .seconds(60)))
+      }
+      await pair.main.settled(id, attempts: attempt)
+    }
+    #expect(pair.main.store.messages[id] == nil && pair.main.time.wallClock < until)
+    await pair.end()
+  }
+
   @Test func fullLedgerSendsTheRestThroughTheFallbackWhoseLedgerCounts() async throws {
     let pair = try await Pair(changeMain: { $0.dailyLimit = 2 }, changeSpare: { $0.dailyLimit = 100 })
     for _ in 0..<5 { try await pair.main.submit() }

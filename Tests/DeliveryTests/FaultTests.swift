@@ -166,6 +166,9 @@ import Testing
     let id = try await bench.submit(to: ["slow@example.test", "limit@example.test"])
     _ = await bench.lines.line(containing: "on hold (dailyLimit)")
     await bench.settled(id, attempts: 1)
+    // With the second attempt its lifetime is over.
+    bench.time.advance(by: .seconds(60))
+    await bench.settled(id, attempts: 2)
     await bench.end()
     #expect(bench.store.messages[id]?.state.recipients.isEmpty == true)
   }

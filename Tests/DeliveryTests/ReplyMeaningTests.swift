@@ -70,6 +70,10 @@ struct KnownReply: CustomTestStringConvertible, Sendable {
     KnownReply(552, "5.2.2", "The email account that you tried to reach is over quota", .recipient, .recipientFailed),
     KnownReply(550, "5.1.1", "The email account that you tried to reach does not exist", .recipient, .recipientFailed),
     KnownReply(550, "5.2.1", "The email account that you tried to reach is disabled", .recipient, .recipientFailed),
+    KnownReply(501, "5.1.3", "Bad recipient address syntax", .recipient, .recipientFailed),
+    KnownReply(501, "5.1.7", "Bad address syntax", .recipient, .recipientFailed),
+    KnownReply(553, "5.1.2", "We weren't able to find the recipient domain", .recipient, .recipientFailed),
+    KnownReply(553, "5.1.3", "The recipient address is not a valid RFC 5321 address", .recipient, .recipientFailed),
   ]
   static let account = [
     KnownReply(454, "4.7.0", "Too many login attempts, please try again later", .authentication, .held(.tooManyLogins)),
@@ -110,6 +114,7 @@ struct KnownReply: CustomTestStringConvertible, Sendable {
   static let ours = [
     KnownReply(501, "5.5.2", "Syntax error, cannot decode", .mail, .ourFault),
     KnownReply(502, "5.5.1", "Unrecognized command", .data, .ourFault),
+    KnownReply(502, "5.5.1", "Unrecognized command", .recipient, .ourFault),
     KnownReply(503, "5.5.1", "Bad sequence of commands", .data, .ourFault),
     KnownReply(504, "5.7.4", "Unrecognized Authentication Type", .mail, .ourFault),
     KnownReply(554, "5.7.0", "Too many unauthenticated commands", .mail, .ourFault),
@@ -143,6 +148,8 @@ struct KnownReply: CustomTestStringConvertible, Sendable {
       (450, nil, "greylisted", .recipient, .recipientLater), (554, nil, "no", .content, .messageFailed),
       (552, nil, "mailbox full", .recipient, .recipientFailed), (421, nil, "bye", .mail, .connectionLost),
       (550, nil, "daily recipient quota of this mailbox", .recipient, .recipientFailed),
+      (501, nil, "invalid address", .recipient, .recipientFailed), (501, nil, "syntax error", .mail, .ourFault),
+      (501, "5.5.2", "syntax error", .recipient, .ourFault), (501, "5.5.4", "bad parameter", .recipient, .ourFault),
     ] as [(Int, String?, String, Stage, ReplyMeaning)])
   func replyOfAnotherServerIsJudgedByItsCode(
     code: Int, status: String?, text: String, stage: Stage, meaning: ReplyMeaning
@@ -154,6 +161,8 @@ struct KnownReply: CustomTestStringConvertible, Sendable {
     for known in Self.account + Self.ours + Self.connection {
       for reply in known.forms {
         for stage in [Stage.mail, .recipient, .data, .content] {
+          // The one reply that is about the address when it comes to a recipient without an enhanced code.
+          if reply.code == 501, reply.enhanced == nil, stage == .recipient { continue }
           let meaning = ReplyMeaning(of: reply, at: stage)
           #expect(meaning != .recipientFailed && meaning != .messageFailed, "\(reply) at \(stage)")
         }

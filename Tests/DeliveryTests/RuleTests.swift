@@ -46,27 +46,47 @@ import Testing
 @Suite struct RetryScheduleTests {
   @Test(arguments: [(1, 60), (2, 300), (3, 900), (7, 14400), (8, 14400), (100, 14400)])
   func stepsFollowEachOtherAndTheLastRepeats(attempt: Int, seconds: Int) {
-    #expect(RetrySchedule.standard.delay(afterAttempt: attempt, random: 0.5) == .seconds(seconds))
+    let wait = RetrySchedule.standard.delay(afterAttempt: attempt, within: .seconds(5_000_000), random: 0.5)
+    #expect(wait == .seconds(seconds))
   }
 
   @Test func jitterStaysWithinATenth() {
-    #expect(RetrySchedule.standard.delay(afterAttempt: 1, random: 0) == .seconds(54))
-    #expect(RetrySchedule.standard.delay(afterAttempt: 1, random: 1) == .seconds(66))
-  }
-
-  @Test func patienceIsTheSumOfTheWaits() {
-    #expect(RetrySchedule.standard.patience(afterAttempts: 0) == .zero)
-    #expect(RetrySchedule.standard.patience(afterAttempts: 2) == .seconds(360))
-    #expect(RetrySchedule.standard.patience(afterAttempts: 8) == .seconds(28_260 + 14_400))
-  }
-}
-
-extension RetryScheduleTests {
-  @Test(arguments: [(1, 1), (60, 1), (61, 2), (360, 2), (28_260, 7), (28_261, 8), (432_000, 36)])
-  func lastAttemptIsTheOneAtWhichPatienceEnds(lifetime: Int, attempt: Int) {
     let schedule = RetrySchedule.standard
-    #expect(schedule.lastAttempt(within: .seconds(lifetime)) == attempt)
-    #expect(schedule.patience(afterAttempts: attempt) >= .seconds(lifetime))
-    #expect(schedule.patience(afterAttempts: attempt - 1) < .seconds(lifetime))
+    #expect(schedule.delay(afterAttempt: 1, within: .seconds(432_000), random: 0) == .seconds(54))
+    #expect(schedule.delay(afterAttempt: 1, within: .seconds(432_000), random: 1) == .seconds(66))
+  }
+
+  @Test func patienceIsTheSumOfTheWaitsSoFar() {
+    let schedule = RetrySchedule.standard
+    #expect(schedule.patience(atAttempt: 0) == .zero && schedule.patience(atAttempt: 1) == .zero)
+    #expect(schedule.patience(atAttempt: 3) == .seconds(360))
+    #expect(schedule.patience(atAttempt: 9) == .seconds(28_260 + 14_400))
+  }
+
+  @Test(arguments: [(1, 2), (60, 2), (61, 3), (360, 3), (28_260, 8), (28_261, 9), (432_000, 37)])
+  func finalAttemptFallsOnTheEndOfTheLifetime(lifetime: Int, attempts: Int) {
+    let schedule = RetrySchedule.standard
+    let lifetime = Duration.seconds(lifetime)
+    var sum = Duration.zero
+    var attempt = 1
+    while schedule.patience(atAttempt: attempt) < lifetime {
+      sum += schedule.delay(afterAttempt: attempt, within: lifetime, random: 0.5)
+      attempt += 1
+    }
+    #expect(attempt == attempts && sum == lifetime)
+  }
+
+  @Test func longestDurationsCanBeReckonedWith() {
+    let century = Duration.seconds(36_525 * 86_400)
+    for step in [century, .seconds(Int64.max / 1_000_000_000), .seconds(1_000_000_000_000)] {
+      let schedule = RetrySchedule([step])
+      for attempt in [1, 2, 36, Int(UInt32.max)] {
+        #expect(schedule.patience(atAttempt: attempt) >= step || attempt == 1)
+        #expect(schedule.delay(afterAttempt: attempt, within: century, random: 1) > .zero)
+      }
+    }
+    #expect(RetrySchedule.standard.patience(atAttempt: .max) > century)
+    let wait = RetrySchedule([century]).delay(afterAttempt: 1, within: century * 2, random: 0.5)
+    #expect(wait == century)
   }
 }

@@ -196,6 +196,24 @@ func expectWellFormed(_ message: [UInt8]) {
           + "  last on Thu, 1 Jan 1970 02:00:00 +0000\r\n"))
   }
 
+  @Test func whatMayHaveArrivedIsNotSaidToHaveFailed() throws {
+    var doubtful = Self.failed
+    doubtful.remoteMTA = nil
+    doubtful.finalRecipient = "doubtful@g.example"
+    doubtful.reply = Reply(550, "4.4.7", "gave up; \(DeliveryStatusNotification.doubt)")
+    let alone = text(try Self.make([doubtful]).compose(original: Self.original))
+    #expect(alone.contains("Subject: Your message may not have been delivered\r\n"))
+    #expect(alone.contains("Action: failed\r\n") && !alone.contains("could not be delivered"))
+    let both = text(try Self.make([Self.failed, doubtful]).compose(original: Self.original))
+    #expect(both.contains("Subject: Your message could not be delivered\r\n"))
+    #expect(
+      both.contains("could not be delivered to:\r\n") && both.contains("not known whether your message has reached:"))
+    // A server that says so knows what it says.
+    var failed = Self.failed
+    failed.reply = doubtful.reply
+    #expect(!text(try Self.make([failed]).compose(original: Self.original)).contains("not known"))
+  }
+
   @Test(arguments: [DeliveryStatusNotification.Action.relayed, .expanded])
   func mailThatWasHandedOnIsNoFailure(_ action: DeliveryStatusNotification.Action) throws {
     var recipient = Self.failed

@@ -198,9 +198,11 @@ import Testing
 
   @Test func aConnectionLostAfterTheContentLeavesDoubt() {
     var transaction = Self.make(Self.pipelined)
-    for reply in [Self.ok, Self.noUser, Self.ok, Self.go] { _ = transaction.receive(reply) }
+    for reply in [Self.ok, Self.noUser, Self.ok] { _ = transaction.receive(reply) }
+    #expect(!transaction.connectionFailed(contentFullySent: false).isInContent)
+    _ = transaction.receive(Self.go)
     let unsent = transaction.connectionFailed(contentFullySent: false)
-    #expect(!unsent.isInDoubt && unsent.mustClose)
+    #expect(!unsent.isInDoubt && unsent.isInContent && unsent.mustClose)
     let sent = transaction.connectionFailed(contentFullySent: true)
     #expect(sent.isInDoubt)
     #expect(sent.recipients[0] == .refused(Self.noUser, stage: .rcpt))
