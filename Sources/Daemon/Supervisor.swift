@@ -51,6 +51,8 @@ public struct Supervisor: Sendable {
   /// - Returns: the exit status: 0, or 75 when the queue has failed and a restart has to recover it.
   public func run(_ beginning: Beginning) async throws -> Int32 {
     Self.keepMemorySmall()
+    // A file as large as RLIMIT_FSIZE allows is no reason to die: the write says EFBIG.
+    signal(SIGXFSZ, SIG_IGN)
     // On a loop of its own, so that a signal is heeded however busy the tasks of the process are.
     let loop = try EventLoop(name: "supervisor")
     return try await withTaskExecutorPreference(loop) { try await supervise(beginning, on: loop) }

@@ -197,6 +197,8 @@ extension Account {
       lastError = "\(error)"
       abandon(entry.id, on: number)
       if case .corrupt = error { return damaged(entry.id, error) }
+      // What was to be tried whatever its time is that still.
+      if entry.when == Due.forced { unread.insert(entry.id) }
       due.insert(Due(when: (time.wallClock + .seconds(60)).microseconds, id: entry.id))
       return pump()
     }
@@ -234,7 +236,8 @@ extension Account {
     let lane = state.lanes[name]
     let planned = lane?.nextAttempt ?? message.envelope.arrival
     // Put off since: there is a later entry. (An entry may also be later than the plan: then reading it failed.)
-    if entry.when != Due.forced, (lane?.attempts ?? 0) > 0, planned.microseconds > entry.when { return nil }
+    let isForced = entry.when == Due.forced || unread.remove(entry.id) != nil
+    if !isForced, (lane?.attempts ?? 0) > 0, planned.microseconds > entry.when { return nil }
     let open = message.envelope.recipients.indices.filter {
       message.envelope.recipients[$0].account == name && state.recipients[$0] == nil
     }

@@ -97,7 +97,9 @@ extension Account {
       removeDue()
       if cancelled[first.id] != nil {
         cancelled[first.id]?.append(first)
-      } else if !active.contains(first.id) {
+      } else if active.contains(first.id) {
+        surplus = max(0, surplus - 1)
+      } else {
         return first
       }
     }

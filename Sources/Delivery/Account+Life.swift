@@ -54,7 +54,7 @@ extension Account {
     ledgers.ledger?.advance(wall: time.wallClock, now: now)
     var snapshot = AccountSnapshot(
       name: name, account: settings.account, upstream: "\(settings.host):\(settings.port)",
-      isEnabled: settings.isEnabled, queued: due.count - surplus + lent.count, active: underWay,
+      isEnabled: settings.isEnabled, queued: max(0, due.count - surplus) + lent.count, active: underWay,
       connections: connections.count, maximumConnections: settings.maximumConnections,
       ratePerMinute: settings.rate?.perMinute, tokens: bucket?.available(now: now),
       hold: shown(hold ?? limitHold ?? (isConnected ? nil : loginHold)), lastError: lastError, counters: counters)

@@ -79,7 +79,7 @@ extension Account {
     if !due.isEmpty { wake(at: time.now + wait) }
   }
 
-  var mailWaits: String { "\(due.count - surplus + active.count) messages wait" }
+  var mailWaits: String { "\(max(0, due.count - surplus) + active.count) messages wait" }
 
   /// The account cannot send: everything waits, and one canary goes when the time has come.
   func holdAll(_ fault: AccountFault, _ reason: String, hint: String? = nil) {

@@ -44,6 +44,8 @@ actor Account {
   var due = Heap<Due>()
   /// Messages with an entry that is tried at once.
   var forced: Set<QueueID> = []
+  /// Messages that could not be read when an operator wanted them tried.
+  var unread: Set<QueueID> = []
   /// How many entries are second ones of their messages, and will come to nothing.
   var surplus = 0
   /// When an operator's order has last ended a hold.

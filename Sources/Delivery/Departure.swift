@@ -39,6 +39,8 @@ public struct Departure: Sendable {
         let beginning = try await file.read(at: 0, count: count)
         if Self.hasWholeHeader(beginning[...]) || beginning.count == file.count {
           guard let splice = beginning.withUnsafeBytes({ from.splice($0) }) else { return content }
+          // The checksum of a content is told to who reads it from its beginning on, and the rest goes on from here.
+          _ = try await file.read(at: 0, count: splice.resumesAt)
           return .file(SplicedContent(beginning: splice.beginning, rest: file, offset: splice.resumesAt))
         }
         if beginning.count < count || count >= min(Self.headerLimit, file.count) { return content }

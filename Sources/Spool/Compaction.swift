@@ -10,12 +10,17 @@
 // the message. There is no moment between "message copied" and "state copied". State records behind an older copy are
 // ignored by recovery once that copy is gone, and superseded as long as it is not.
 
+import Glibc
 import Primitives
 
 extension LogWriter {
   /// Schedules a step of compaction when it is worth it.
   func considerCompaction() {
     if isCompactionScheduled { return }
+    if let pausedUntil {
+      guard core.time.now >= pausedUntil else { return }
+      self.pausedUntil = nil
+    }
     let isShort = core.isShortOfSpace
     let isWorth = core.shared.withLock { s in
       limit = min(core.options.segmentLimit(live: s.live), ceiling)
@@ -42,7 +47,8 @@ extension LogWriter {
     if isShort, segment.size >= min(64 << 10, limit / 2), segment.live < segment.size / 2 {
       return true
     }
-    return segment.size > core.options.diskBound(live: segment.live)
+    // Whatever the limit is, a segment with next to nothing in it is not worth another one.
+    return segment.size > max(core.options.diskBound(live: segment.live), LogFormat.segmentHeaderSize + 4096)
   }
 
   /// One bounded step.
@@ -76,7 +82,13 @@ extension LogWriter {
         return
       }
       compaction = scanner
-      if isDone, try !rescueRest(of: oldest.number) { return }
+      if isDone {
+        guard try rescueRest(of: oldest.number) else { return }
+        if core.shared.withLock({ $0.segments.first?.messages ?? 0 }) > 0 {
+          throw .corrupt(
+            file: core.segmentPath(oldest.number), offset: scanner.offset, detail: "queued messages are missing")
+        }
+      }
     } catch {
       return fail(error)
     }
@@ -143,17 +155,24 @@ extension LogWriter {
 
   private func copy(_ place: Located) throws(QueueError) -> Outcome {
     let message: QueuedMessage
+    var isRescued = false
     do throws(QueueError) { message = try core.message(place, withContent: true) } catch {
       guard error.isOfOneMessage else { throw error }
+      // What a disk does not give now it may give later.
+      if case .io = error, !isGivenUp(place.entry.id) { return .full }
+      damagedSegments.insert(place.entry.segment)
       guard let rescued = core.rescued(place, because: "\(error)") else { return forget(place, error) }
       core.onDamage("\(rescued.id) is damaged in the queue, and on hold: \(error)")
       message = rescued
+      isRescued = true
     }
     var record = NewRecord(id: message.id, envelope: message.envelope, state: message.state)
     if !core.options.safeguards.contains(.stateInCopies) { record.state = MessageState() }
     switch message.content {
     case .bytes(let bytes): record.content = bytes
-    case .file(let content): record.file = (content.count, try core.contentCRC(place))
+    case .file(let content):
+      guard let own = content as? ContentFile else { throw .failed("a content in a file has no checksum") }
+      record.file = (own.count, own.crc)
     }
     if tail + record.content.count + 4096 > limit && tail > LogFormat.segmentHeaderSize {
       let outcome = roll()
@@ -163,22 +182,42 @@ extension LogWriter {
     let summary = Summary(record.envelope, record.state)
     let entry = batch.add(record, summary, segment: number, tail: tail, synced: synced)
     let outcome = writeBatch()
-    if outcome == .done { core.shared.withLock { $0.enter(entry, summary) } }
+    if outcome == .done {
+      core.shared.withLock { s in
+        s.enter(entry, summary)
+        // A change that waits for space must not undo the hold.
+        if isRescued, case .state(var state, var summary)? = s.unwritten[entry.id] {
+          state.isHeld = true
+          summary.isHeld = true
+          s.unwritten[entry.id] = .state(state, summary)
+        }
+      }
+    }
     return outcome
   }
 
-  /// Lets go of a message of which not even the envelope can be read; its octets are set aside.
+  /// Whether a message that cannot be read was tried often enough; else compaction rests for a while.
+  private func isGivenUp(_ id: UInt64) -> Bool {
+    let times = trouble?.id == id ? (trouble?.times ?? 0) + 1 : 1
+    trouble = times < Self.patience ? (id, times) : nil
+    if trouble != nil { pause() }
+    return trouble == nil
+  }
+
+  private static let patience = 5
+
+  private func pause() { pausedUntil = core.time.now + .seconds(10) }
+
+  /// Lets go of a message of which not even the envelope can be read. Its segment and its content are kept for people.
   private func forget(_ place: Located, _ damage: QueueError) -> Outcome {
     let id = QueueID(rawValue: place.entry.id)
-    do throws(DiskError) {
-      let path = try core.setAside(place)
-      core.onDamage(
-        "\(id) cannot be delivered, nobody can read its envelope: \(damage). What is left of it is in \(path)")
-    } catch {
-      if error.isFull { return .full }
-      fail(error.asQueueError)
-      return .dead
+    if place.entry.hasFile {
+      let outcome = setAside(core.contentPath(id.rawValue), from: core.contentDirectory, as: "\(id)")
+      if outcome != .done { return outcome }
     }
+    core.onDamage(
+      "\(id) cannot be delivered, nobody can read its envelope: \(damage). What is left of it will be in "
+        + core.damagedDirectory)
     core.shared.withLock { s in
       s.unwritten[place.entry.id] = nil
       _ = s.forget(place.entry.id)
@@ -186,18 +225,38 @@ extension LogWriter {
     return .done
   }
 
+  /// Moves a file of the queue to where nothing is done with it.
+  private func setAside(_ path: String, from directory: String, as name: String) -> Outcome {
+    do throws(DiskError) {
+      try core.disk.prepareDirectory(core.damagedDirectory)
+      try core.disk.syncDirectory(core.directory)
+      do throws(DiskError) { try core.disk.rename(path, to: core.damagedDirectory + "/" + name) } catch {
+        // It is gone, or was moved before.
+        guard error.code == ENOENT else { throw error }
+      }
+      try core.disk.syncDirectory(core.damagedDirectory)
+      try core.disk.syncDirectory(directory)
+      return .done
+    } catch { return outcome(of: error) }
+  }
+
+  /// Only a sync that fails leaves it open what the disk holds; everything else can be tried again.
+  private func outcome(of error: DiskError) -> Outcome {
+    guard error.operation == "fsync" else {
+      pause()
+      return .full
+    }
+    fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+    return .dead
+  }
+
   /// Unlinks the oldest segment, in which no queued message is left but those that go with it.
   private func retire(_ segment: Segment, with removed: [IndexEntry] = []) {
     compaction = nil
     // The copies must be durable before the originals go.
     if core.options.safeguards.contains(.syncBeforeUnlinking) { guard sync() else { return } }
-    let path = core.segmentPath(segment.number)
-    do throws(DiskError) {
-      try core.disk.unlink(path)
-      try core.disk.syncDirectory(core.segmentDirectory)
-    } catch {
-      return fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
-    }
+    guard giveBack(segment) == .done else { return }
+    damagedSegments.remove(segment.number)
     core.shared.withLock { s in
       for entry in removed {
         s.unwritten[entry.id] = nil
@@ -206,6 +265,22 @@ extension LogWriter {
       _ = s.segments.removeFirst()
     }
     if !removed.isEmpty, sync() { durable() }
+    // The copies are the last there are of them: they want a witness.
+    scheduleTick()
+  }
+
+  private func giveBack(_ segment: Segment) -> Outcome {
+    let path = core.segmentPath(segment.number)
+    if damagedSegments.contains(segment.number) {
+      return setAside(path, from: core.segmentDirectory, as: LogFormat.segmentName(segment.number))
+    }
+    do throws(DiskError) {
+      do throws(DiskError) { try core.disk.unlink(path) } catch {
+        guard error.code == ENOENT else { throw error }
+      }
+      try core.disk.syncDirectory(core.segmentDirectory)
+      return .done
+    } catch { return outcome(of: error) }
   }
 }
 
@@ -219,14 +294,5 @@ extension SpoolCore {
         entry: entry, file: s.segments[s.place(segment)].file,
         stateFile: entry.stateSegment == 0 ? nil : s.segments[s.place(entry.stateSegment)].file)
     }
-  }
-
-  func contentCRC(_ place: Located) throws(QueueError) -> UInt32 {
-    let bytes: [UInt8]
-    let offset = Int(place.entry.offset) + LogFormat.recordHeaderSize
-    do throws(DiskError) { bytes = try place.file.bytes(LogFormat.messageFixedSize, at: offset) } catch {
-      throw error.asQueueError
-    }
-    return bytes.withUnsafeBytes { MessageFixed($0)?.contentCRC ?? 0 }
   }
 }

@@ -30,6 +30,12 @@ final class LogWriter: @unchecked Sendable {
   var ceiling = Int.max
   /// Up to where records of the last segment say that everything before them is durable.
   private var vouched: Int
+  /// Compaction rests until then.
+  var pausedUntil: MonotonicInstant?
+  /// A message that the disk does not give, and how often it was asked for it.
+  var trouble: (id: UInt64, times: Int)?
+  /// Segments that held what could not be read: they are kept for people when their turn comes.
+  var damagedSegments: Set<UInt32> = []
   var compaction: SegmentScanner?
   var isCompactionScheduled = false
   private var isTickScheduled = false
@@ -122,25 +128,44 @@ final class LogWriter: @unchecked Sendable {
   private func update(_ id: QueueID, _ change: @Sendable (inout MessageState) -> Void) {
     if appendIDs.contains(id.rawValue) { commit() }
     guard !isDead, let place = core.locate(id) else { return }
-    let message: QueuedMessage
-    do throws(QueueError) { message = try core.message(place, withContent: false) } catch {
+    do throws(QueueError) { apply(change, to: try read(place)) } catch {
       guard error.isOfOneMessage else { return fail(error) }
-      // It stays as it is on the disk, and nobody gets it.
+      if let rescued = core.rescued(place, because: "\(error)") {
+        core.onDamage("\(id) is damaged in the queue, and on hold: \(error)")
+        return apply(
+          {
+            change(&$0)
+            $0.isHeld = true
+          }, to: rescued, isChanged: true)
+      }
       core.onDamage("\(id) is damaged in the queue, and kept back: \(error)")
       core.shared.withLock { s in
         guard var entry = s.index[id.rawValue] else { return }
         entry.flags |= IndexEntry.held
         s.index.set(entry)
+        s.keptBack[id.rawValue] = error
       }
-      return
     }
+  }
+
+  /// A disk that stammers is asked again at once.
+  private func read(_ place: Located) throws(QueueError) -> QueuedMessage {
+    for _ in 0..<2 {
+      do throws(QueueError) { return try core.message(place, withContent: false) } catch {
+        guard case .io = error else { throw error }
+      }
+    }
+    return try core.message(place, withContent: false)
+  }
+
+  private func apply(_ change: (inout MessageState) -> Void, to message: QueuedMessage, isChanged: Bool = false) {
     var state = message.state
     change(&state)
-    if state == message.state { return }
+    if state == message.state, !isChanged { return }
     let isDone = message.envelope.recipients.indices.allSatisfy { state.recipients[$0] != nil }
     let result: Unwritten =
       isDone && state.deadReason == nil ? .removed : .state(state, Summary(message.envelope, state))
-    core.shared.withLock { $0.unwritten[id.rawValue] = result }
+    core.shared.withLock { $0.unwritten[message.id.rawValue] = result }
   }
 
   // MARK: Committing
@@ -228,7 +253,8 @@ final class LogWriter: @unchecked Sendable {
       if changes.isEmpty { return .done }
       if tail >= limit {
         let outcome = roll()
-        if outcome != .done { return outcome }
+        // Without space for another segment this one may become larger: what has been delivered must be written down.
+        if outcome == .dead || outcome == .full && tail >= min(2 * core.options.segmentSize, ceiling) { return outcome }
       }
       batch.clear()
       let places = changes.map { batch.add($0.value, $0.key, synced: synced) }
@@ -262,8 +288,8 @@ final class LogWriter: @unchecked Sendable {
         return .dead
       }
       // Not the disk is full, but the file as large as it may be: the next record goes into another one.
-      if error.code == EFBIG, tail > LogFormat.segmentHeaderSize {
-        ceiling = tail
+      if error.code == EFBIG {
+        ceiling = max((try? file.size()) ?? tail, Self.lowestCeiling)
         limit = min(limit, ceiling)
       }
       do throws(DiskError) {
@@ -345,6 +371,11 @@ final class LogWriter: @unchecked Sendable {
       try fresh.sync()
       if core.options.safeguards.contains(.syncOfNewNames) { try core.disk.syncDirectory(core.segmentDirectory) }
     } catch {
+      // The name may be durable or not: as long as the segment has no header, it never was.
+      if error.isOfDescriptors, (try? fresh.truncate(to: 0)) != nil, (try? fresh.sync()) != nil {
+        do throws(DiskError) { try core.disk.unlink(path) } catch {}
+        return .full
+      }
       fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
       return .dead
     }
@@ -359,6 +390,8 @@ final class LogWriter: @unchecked Sendable {
 
   func fail(_ error: QueueError) { core.fail(error) }
 
+  private static let lowestCeiling = 64 << 10
+
   /// Has a record say that everything so far is durable, when no other one is there to say so.
   ///
   /// Without it damage to the last batch could not be told from a write that was torn, and would be cut off without a
@@ -372,7 +405,13 @@ final class LogWriter: @unchecked Sendable {
 
   // MARK: The timer
 
-  private func scheduleTick(isFull: Bool = false) {
+  /// What a spool that has just been opened owes to what it has found.
+  func begin() {
+    if synced < tail || vouched < tail { scheduleTick() }
+    considerCompaction()
+  }
+
+  func scheduleTick(isFull: Bool = false) {
     if isTickScheduled { return }
     isTickScheduled = true
     // A disk that was full a moment ago is not asked ten times a second.

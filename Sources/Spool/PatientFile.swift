@@ -30,6 +30,12 @@ final class PatientFile: DiskFile {
       let start = place / Self.piece * Self.piece
       let next = min(start + Self.piece, end)
       let part = UnsafeMutableRawBufferPointer(rebasing: buffer[place - offset..<next - offset])
+      // A disk may take seconds for each of its refusals.
+      if bad.withLock({ $0.pieces.contains(start) }) {
+        part.initializeMemory(as: UInt8.self, repeating: 0)
+        place = next
+        continue
+      }
       do throws(DiskError) { _ = try file.read(into: part, at: place) } catch {
         guard error.code == EIO else { throw error }
         part.initializeMemory(as: UInt8.self, repeating: 0)

@@ -265,6 +265,7 @@ struct Recovery {
       if entry.hasFile { wanted[QueueID(rawValue: entry.id).description] = Int(entry.size) }
       return true
     }
+    let contents = wanted.count
     do throws(DiskError) {
       for name in try disk.list(contentDirectory) {
         let path = contentDirectory + "/" + name
@@ -279,6 +280,11 @@ struct Recovery {
         }
       }
     } catch { throw error.asQueueError }
+    // All at once they are not lost: somebody has forgotten to mount something, or to copy it.
+    let missing = wanted.count
+    if missing > 3, missing == contents {
+      throw .corrupt(file: contentDirectory, offset: 0, detail: "all \(missing) contents of messages are missing")
+    }
     for name in wanted.keys.sorted() {
       if let id = QueueID(name) { damaged.append((id, "\(contentDirectory)/\(name) is missing")) }
     }

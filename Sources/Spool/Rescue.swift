@@ -42,21 +42,6 @@ extension SpoolCore {
     state.isHeld = true
     state.note(LifeEvent(time: time.wallClock, kind: .held, text: "damaged in the queue: \(damage)"))
   }
-
-  /// Puts a record of which nothing can be made into a file of its own, out of the way of the others.
-  /// - Returns: the path of the file.
-  func setAside(_ place: Located) throws(DiskError) -> String {
-    let folder = directory + "/damaged"
-    try disk.prepareDirectory(folder)
-    let path = "\(folder)/\(QueueID(rawValue: place.entry.id))"
-    let bytes = try PatientFile(place.file).bytes(place.entry.messageBytes, at: Int(place.entry.offset))
-    let file = try disk.open(path, .create)
-    try file.writeAll(bytes, at: 0)
-    try file.sync()
-    try disk.syncDirectory(folder)
-    try disk.syncDirectory(directory)
-    return path
-  }
 }
 
 extension QueueError {

@@ -72,7 +72,7 @@ public final class Spool: QueueStore {
     let writer = LogWriter(
       core: core, queue: queues("spool.writer"), file: last.file, number: last.number, tail: last.size,
       vouched: recovery.vouched, lastID: lastID)
-    writer.queue.async { writer.considerCompaction() }
+    writer.queue.async { writer.begin() }
     let spool = Spool(core: core, writer: writer, lastID: lastID, lock: lock, cutOff: recovery.cutOff)
     for (id, detail) in recovery.damaged {
       onDamage("\(id) is damaged in the queue, and on hold: \(detail)")
@@ -227,6 +227,7 @@ public final class Spool: QueueStore {
     await settle(id)
     guard let place = core.locate(id) else { return nil }
     let core = core
+    if withContent, let error = core.shared.withLock({ $0.keptBack[id.rawValue] }) { throw error }
     return try await core.io.run(id) { () -> Result<QueuedMessage, QueueError> in
       do throws(QueueError) { return .success(try core.message(place, withContent: withContent)) } catch {
         return withContent || !error.isOfOneMessage ? .failure(error) : .success(core.shown(place, error))

@@ -47,6 +47,9 @@ struct SharedState {
   var touched: [UInt64: Int] = [:]
   var index = MessageIndex()
   var unwritten: [UInt64: Unwritten] = [:]
+  /// Messages that cannot be read, and why: nobody gets one of them from this process, whatever the disk says next, for
+  /// changes of theirs may be lost.
+  var keptBack: [UInt64: QueueError] = [:]
   /// In the order of their numbers, which have no gaps; the last one is written to.
   var segments: [Segment] = []
   var live = 0
@@ -138,6 +141,8 @@ final class SpoolCore: Sendable {
 
   var segmentDirectory: String { directory + "/spool" }
   var contentDirectory: String { directory + "/content" }
+  /// What was damaged beyond use, for people.
+  var damagedDirectory: String { directory + "/damaged" }
   func segmentPath(_ number: UInt32) -> String { segmentDirectory + "/" + LogFormat.segmentName(number) }
   func contentPath(_ id: UInt64) -> String { contentDirectory + "/" + QueueID(rawValue: id).description }
 

@@ -176,7 +176,8 @@ struct VerifyingScan {
         if offset < size { continue }
         break
       }
-      if isLast, report.unfinishedOctets > 0 { break }
+      // Whoever salvages takes what can be had, also of what may never have been acknowledged.
+      if isLast, report.unfinishedOctets > 0, places == nil { break }
       guard let next = try resume(file, path, offset, size, problem) else { break }
       offset = next
     }

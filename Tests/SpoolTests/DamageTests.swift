@@ -78,10 +78,10 @@ import Testing
     let sound = try await spool.queue(1000, seed: 3)
     try await compact(spool, disk)
     #expect(reports.failure.withLock { $0 } == nil)
-    #expect(reports.damages.withLock { $0 }.contains { $0.contains("/q/damaged/\(hit)") })
+    #expect(reports.damages.withLock { $0 }.contains { $0.contains("\(hit) cannot be delivered") })
     #expect(await spool.ids() == [sound])
-    let kept = try #require(disk.snapshot()["/q/damaged/\(hit)"])
-    #expect((0...7).contains { kept.dropLast($0).suffix(1000).elementsEqual(body(1000)) }, "its content is there")
+    let kept = try #require(disk.snapshot()["/q/damaged/00000001.seg"])
+    #expect(kept.indices.contains { kept[$0...].starts(with: body(1000)) }, "its content is there")
     await spool.close()
     #expect(await (try open(disk.kill(), small)).ids() == [sound])
   }
@@ -96,8 +96,80 @@ import Testing
     try await compact(spool, disk)
     #expect(reports.failure.withLock { $0 } == nil)
     #expect(await spool.ids() == [sound])
-    #expect(disk.snapshot()["/q/damaged/\(hit)"] != nil)
+    #expect(reports.damages.withLock { $0 }.contains { $0.contains("\(hit)") })
+    #expect(disk.snapshot()["/q/damaged/00000001.seg"] != nil)
     #expect(try await spool.read(sound)?.content.inMemory == body(1000, 3))
+  }
+
+  @Test func contentOfAMessageWithoutAnEnvelopeIsKeptForPeople() async throws {
+    let disk = MemoryDisk()
+    let spool = try open(disk, small)
+    let hit = spool.nextID()
+    let writer = try await spool.makeContentWriter(for: hit)
+    try await writer.write(body(4000))
+    try await spool.append(hit, envelope(), try await writer.finish())
+    flip(disk, segment, 64 + 32 + 60)
+    try await compact(spool, disk)
+    await spool.close()
+    let left = disk.kill()
+    #expect(await (try open(left, small)).ids() == [])
+    #expect(left.snapshot()["/q/damaged/\(hit)"] == body(4000))
+  }
+
+  @Test func changeOfAMessageIsNotLostWhenTheDiskStammers() async throws {
+    let disk = MemoryDisk()
+    let stammering = StammeringDisk(disk)
+    let spool = try open(stammering)
+    let id = try await spool.queue(1000, accounts: ["a", "b"])
+    stammering.failures.withLock { $0 = 2 }
+    spool.update(id) { $0.recipients[0] = .delivered }
+    try await spool.flush()
+    #expect(stammering.failures.withLock { $0 } == 0)
+    #expect(try await spool.readEnvelope(id)?.1.recipients == [0: .delivered])
+    // What it does not give at all nobody gets from this process, though it can be read again later.
+    stammering.failures.withLock { $0 = 20 }
+    spool.update(id) { $0.recipients[1] = .delivered }
+    try await spool.flush()
+    stammering.failures.withLock { $0 = 0 }
+    await #expect(throws: QueueError.self) { try await spool.read(id) }
+    #expect(await spool.entries(startingAfter: nil, limit: 9).map(\.isHeld) == [true])
+  }
+
+  @Test func compactionWaitsForADiskThatStammers() async throws {
+    let disk = MemoryDisk()
+    let stammering = StammeringDisk(disk)
+    let reports = Reports()
+    let time = ManualTime()
+    let spool = try Spool.open(
+      directory: "/q", disk: stammering, time: time, options: small,
+      onDamage: { text in reports.damages.withLock { $0.append(text) } }, onFailure: { _ in })
+    let id = try await spool.queue(1000)
+    for round in 0..<8 {
+      stammering.failures.withLock { $0 = 3 }
+      for _ in 0..<3 { spool.remove(try await spool.queue(2000, seed: round)) }
+      try await spool.flush()
+      await spool.settleCompaction()
+    }
+    #expect(reports.damages.withLock { $0 } == [], "it was asked once, and time stands still")
+    stammering.failures.withLock { $0 = 0 }
+    time.advance(by: .seconds(10))
+    try await compact(spool, disk)
+    #expect(reports.damages.withLock { $0 } == [])
+    #expect(try await spool.read(id)?.content.inMemory == body(1000))
+    #expect(await spool.entries(startingAfter: nil, limit: 9).map(\.isHeld) == [false])
+  }
+
+  @Test func killedQueueThatHasRestedHasAWitness() async throws {
+    let disk = MemoryDisk()
+    let options = SpoolOptions(syncInterval: .milliseconds(1))
+    let spool = try open(disk, options)
+    try await spool.queue(100)
+    // Until the last record is a removal.
+    while disk.snapshot()[segment]?.suffix(32).dropFirst(12).first != RecordType.removal.rawValue { await Task.yield() }
+    let left = disk.kill()
+    flip(left, segment, 64 + 60)
+    #expect(throws: QueueError.self) { try open(left) }
+    _ = spool
   }
 
   @Test func messageThatCannotBeReadCanBeDeleted() async throws {
@@ -207,6 +279,46 @@ import Testing
     let opened = try open(MemoryDisk(files))
     #expect(opened.cutOff == 50)
   }
+}
+
+/// A disk whose reads of segments fail for a while.
+private final class StammeringDisk: Disk {
+  let disk: MemoryDisk
+  /// How many reads still fail.
+  let failures = Mutex(0)
+  init(_ disk: MemoryDisk) { self.disk = disk }
+
+  private struct File: DiskFile {
+    let file: any DiskFile
+    let disk: StammeringDisk
+
+    func read(into buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws(DiskError) -> Int {
+      let fails = disk.failures.withLock { left in
+        defer { left = max(0, left - 1) }
+        return left > 0
+      }
+      if fails { throw DiskError(operation: "read", path: "segment", code: EIO) }
+      return try file.read(into: buffer, at: offset)
+    }
+    func write(_ buffers: [UnsafeRawBufferPointer], at offset: Int) throws(DiskError) -> Int {
+      try file.write(buffers, at: offset)
+    }
+    func sync() throws(DiskError) { try file.sync() }
+    func truncate(to size: Int) throws(DiskError) { try file.truncate(to: size) }
+    func size() throws(DiskError) -> Int { try file.size() }
+  }
+
+  func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
+    File(file: try disk.open(path, mode), disk: self)
+  }
+  func syncDirectory(_ path: String) { disk.syncDirectory(path) }
+  func prepareDirectory(_ path: String) {}
+  func list(_ directory: String) -> [String] { disk.list(directory) }
+  func size(_ path: String) throws(DiskError) -> Int { try disk.size(path) }
+  func rename(_ old: String, to new: String) { disk.rename(old, to: new) }
+  func unlink(_ path: String) throws(DiskError) { try disk.unlink(path) }
+  func space(_ path: String) -> DiskSpace? { nil }
+  func lock(_ path: String) -> DiskLockResult { disk.lock(path) }
 }
 
 /// A disk whose directory of contents cannot be synced.
