@@ -104,9 +104,9 @@ public final class Relay: Sendable {
       departure: { account, lane, envelope in
         routes.withLock { $0 }.outbound.departure(envelope, of: lane, by: account, now: time.wallClock)
       },
-      routeBounce: { sender in
-        guard let mailbox = try? Mailbox(parsing: sender) else { return nil }
-        return routes.withLock { $0 }.routeBounce(to: mailbox, now: time.wallClock).map {
+      routeBounce: { sender, lane in
+        guard let mailbox = try? Mailbox(parsing: sender) else { return [] }
+        return routes.withLock { $0 }.routeBounce(to: mailbox, from: lane, now: time.wallClock).map {
           ($0.address.description, $0.account)
         }
       })

@@ -53,7 +53,7 @@ struct Bouncer: Sendable {
   let hostname: String
   let log: Logger
   let limiter: NotificationLimiter
-  let route: @Sendable (String) -> (address: String, account: String)?
+  let route: BounceRouting
   let submit: @Sendable (QueueID, Envelope, Content) -> Void
 
   /// Enough for any header.
@@ -63,11 +63,26 @@ struct Bouncer: Sendable {
 
   /// Why nobody can be told anything about a message; nil when its sender can.
   func obstacle(_ envelope: Envelope) -> String? {
-    if envelope.reversePath.isEmpty { return "it is a notification itself" }
-    if (try? Mailbox(parsing: envelope.reversePath)) == nil || route(envelope.reversePath) == nil {
-      return "there is no route to its sender <\(envelope.reversePath)>"
+    if case .none(let reason) = wayBack(envelope, from: envelope.recipients.first?.account ?? "") {
+      reason
+    } else {
+      nil
     }
-    return nil
+  }
+
+  private enum WayBack {
+    case to(Mailbox, [Recipient])
+    case none(String)
+  }
+
+  private func wayBack(_ envelope: Envelope, from lane: String) -> WayBack {
+    let sender = envelope.reversePath
+    if sender.isEmpty { return .none("it is a notification itself") }
+    let routes = route(sender, lane)
+    guard let mailbox = try? Mailbox(parsing: sender), !routes.isEmpty else {
+      return .none("there is no route to its sender <\(sender)>")
+    }
+    return .to(mailbox, routes.map { Recipient(address: $0.address, original: sender, account: $0.account) })
   }
 
   /// Queues a notification to the sender of the message.
@@ -77,9 +92,11 @@ struct Bouncer: Sendable {
     _ notice: Notice, _ content: Content, beforeQueueing: @Sendable () -> Void = {}
   ) async -> NoticeOutcome {
     let (id, envelope) = (notice.id, notice.envelope)
-    if let obstacle = obstacle(envelope) { return .impossible(obstacle) }
-    guard let sender = try? Mailbox(parsing: envelope.reversePath), let route = route(envelope.reversePath) else {
-      return .impossible("there is no route to its sender <\(envelope.reversePath)>")
+    let sender: Mailbox
+    let recipients: [Recipient]
+    switch wayBack(envelope, from: notice.fates.first?.recipient.account ?? "") {
+    case .none(let reason): return .impossible(reason)
+    case .to(let mailbox, let routes): (sender, recipients) = (mailbox, routes)
     }
     if !notice.isByOperator, let reason = refusal(envelope.reversePath, notice) { return .tooMany(reason) }
     let report = store.nextID()
@@ -94,9 +111,8 @@ struct Bouncer: Sendable {
       notification.attempts = notice.attempts
       notification.firstAttempt = notice.firstAttempt
       let bytes = Content.bytes(notification.compose(original: original))
-      let recipient = Recipient(address: route.address, original: envelope.reversePath, account: route.account)
       let wrapper = Envelope(
-        reversePath: "", recipients: [recipient], arrival: now, clientAddress: "", helo: hostname, is8Bit: true,
+        reversePath: "", recipients: recipients, arrival: now, clientAddress: "", helo: hostname, is8Bit: true,
         smtpUTF8: envelope.smtpUTF8, envelopeID: nil, returnFull: nil)
       beforeQueueing()
       try await store.append(report, wrapper, bytes)

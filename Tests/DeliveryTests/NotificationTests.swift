@@ -121,6 +121,15 @@ import Testing
     await bench.end()
   }
 
+  @Test func aliasOfSeveralIsToldAtAllItsAddresses() async throws {
+    let bench = try await Bench([Self.nobody])
+    try await bench.submit(to: ["nobody@example.test"], from: "team@here.test")
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("To: <team@here.test>\r\n"))
+    await bench.end()
+    #expect(bench.upstream.messages.map(\.recipients) == [["anna@example.test", "bob@example.test"]])
+  }
+
   @Test func reportSaysHowOftenDeliveryWasTriedAndWhatTheUpstreamSaidLast() async throws {
     let bench = try await Bench([
       .recipient("slow@", "450 4.2.1 too quickly", times: 2), .recipient("slow@", "550 5.2.1 disabled"),
