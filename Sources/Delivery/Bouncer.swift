@@ -21,6 +21,8 @@ struct Notice: Sendable {
     var lastAttempt: Timestamp?
     /// Until when a message that is late will be tried.
     var retryUntil: Timestamp?
+    /// The message was refused, not this recipient alone: a notification that repeats it would be refused like it.
+    var isOfMessage = false
   }
 
   let id: QueueID
@@ -54,12 +56,17 @@ struct Bouncer: Sendable {
   let log: Logger
   let limiter: NotificationLimiter
   let route: BounceRouting
+  let sizes = AnnouncedSizes()
   let submit: @Sendable (QueueID, Envelope, Content) -> Void
 
-  /// Enough for any header.
-  private static let headerLimit = 64 * 1024
-  /// A message that its sender wants back as a whole (RET=FULL) comes back up to this size; of a larger one, the header.
-  static let fullLimit = 1024 * 1024
+  /// How much of a message comes back: as a whole, when its sender wants that (RET=FULL); enough for any header; a
+  /// header that an upstream takes with the smallest limit. A notification that is too large would be the end of it.
+  private static let forms: [(ret: MailParameters.Return, limit: Int)] = [
+    (.full, fullLimit), (.headers, 64 * 1024), (.headers, 4 * 1024),
+  ]
+  /// In octets. A notification stays below a million octets with it, where few upstreams say no.
+  static let fullLimit = 900_000
+  private static let notificationLimit = 1_000_000
 
   /// Why nobody can be told anything about a message; nil when its sender can.
   func obstacle(_ envelope: Envelope) -> String? {
@@ -102,18 +109,19 @@ struct Bouncer: Sendable {
     let report = store.nextID()
     let now = time.wallClock
     do {
-      let ret = ret(notice, content)
-      let original = try await beginning(of: content, ret == .full ? Self.fullLimit : Self.headerLimit)
       var notification = DeliveryStatusNotification(
         hostname: hostname, reversePath: sender, queueID: id.description, envelopeID: envelope.envelopeID,
         arrivalDate: envelope.arrival, date: now, messageID: "\(report)@\(hostname)",
-        recipients: notice.fates.map { .init($0) }, ret: ret)
+        recipients: notice.fates.map { .init($0) })
       notification.attempts = notice.attempts
       notification.firstAttempt = notice.firstAttempt
-      let bytes = Content.bytes(notification.compose(original: original))
+      // Only where it cannot be told otherwise: an upstream without SMTPUTF8 would refuse it (RFC 6533 4).
+      notification.isInternationalized = recipients.contains { $0.address.utf8.contains { $0 >= 0x80 } }
+      let room = recipients.compactMap { sizes.limit(of: $0.account) }.min() ?? .max
+      let bytes = Content.bytes(try await compose(notification, notice, content, room: room))
       let wrapper = Envelope(
         reversePath: "", recipients: recipients, arrival: now, clientAddress: "", helo: hostname, is8Bit: true,
-        smtpUTF8: envelope.smtpUTF8, envelopeID: nil, returnFull: nil)
+        smtpUTF8: notification.isInternationalized, envelopeID: nil, returnFull: nil)
       beforeQueueing()
       try await store.append(report, wrapper, bytes)
       let action = notice.fates.first?.action.rawValue ?? ""
@@ -144,12 +152,30 @@ struct Bouncer: Sendable {
     }
   }
 
-  /// Only who lost the message gets it back: of others the header is enough (RFC 3461 4.3).
-  private func ret(_ notice: Notice, _ content: Content) -> MailParameters.Return {
-    guard notice.envelope.returnFull == true, notice.fates.contains(where: { $0.action == .failed }),
-      content.count <= Self.fullLimit
-    else { return .headers }
-    return .full
+  /// Returns as much of the message as was asked for, is good, and fits into `room`.
+  private func compose(
+    _ notification: DeliveryStatusNotification, _ notice: Notice, _ content: Content, room: Int
+  ) async throws(QueueError) -> [UInt8] {
+    let forms = wantsWhole(notice, content) ? Self.forms[...] : Self.forms.dropFirst()
+    let original = try await beginning(of: content, forms.first?.limit ?? 0)
+    var notification = notification
+    var bytes: [UInt8] = []
+    for (ret, limit) in forms {
+      notification.ret = ret
+      bytes = notification.compose(
+        original: Array(original.prefix(limit)), isCut: min(limit, original.count) < content.count)
+      if bytes.count <= min(room, Self.notificationLimit) { break }
+    }
+    return bytes
+  }
+
+  /// Only who lost the message gets it back: of others the header is enough (RFC 3461 4.3). So it is when the message
+  /// was refused, for its size or for what it holds: with it the notification would be refused as well, and it is the
+  /// notification that matters more.
+  private func wantsWhole(_ notice: Notice, _ content: Content) -> Bool {
+    notice.envelope.returnFull == true && notice.fates.contains { $0.action == .failed }
+      && !notice.fates.contains(where: \.isOfMessage)
+      && content.count <= Self.fullLimit
   }
 
   private func beginning(of content: Content, _ limit: Int) async throws(QueueError) -> [UInt8] {
@@ -158,6 +184,15 @@ struct Bouncer: Sendable {
     case .file(let file): try await file.read(at: 0, count: min(file.count, limit))
     }
   }
+}
+
+/// The limits of size that upstreams announced when they were last connected to (RFC 1870). From any thread.
+final class AnnouncedSizes: Sendable {
+  private let limits = Mutex<[String: Int]>([:])
+
+  /// - Parameter limit: in octets; nil for none.
+  func note(_ limit: Int?, of account: String) { limits.withLock { $0[account] = limit } }
+  func limit(of account: String) -> Int? { limits.withLock { $0[account] } }
 }
 
 extension DeliveryStatusNotification.Recipient {
@@ -230,4 +265,18 @@ extension Reply {
       self.init(code: code, enhanced: nil, lines: [words.dropFirst().joined(separator: " ")])
     }
   }
+
+  /// Whether the codes speak of the message rather than of a recipient: its length, its content, or what a policy
+  /// finds in it (RFC 3463 3.3, 3.4, 3.7, 3.8).
+  var speaksOfMessage: Bool {
+    guard let enhanced else { return code == 552 || code == 554 }
+    switch (enhanced.subject, enhanced.detail) {
+    case (2, 3), (3, 4), (6, _), (7, _): return true
+    default: return false
+    }
+  }
+
+  /// The same of a reply of which is not known at which stage it was said: whatever is not clearly about an address, a
+  /// mailbox or the way there may be about the message.
+  var maySpeakOfMessage: Bool { speaksOfMessage || ![1, 2, 4].contains(enhanced?.subject) }
 }

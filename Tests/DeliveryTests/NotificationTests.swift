@@ -121,6 +121,102 @@ import Testing
     await bench.end()
   }
 
+  @Test(arguments: [
+    Rule.answer(
+      .content, "552-5.7.0 This message was blocked because its content presents a\n552 5.7.0 risk", times: 1),
+    .answer(.content, "550 not this", times: 1), .answer(.mail, "552 5.3.4 too large", times: 1),
+    .recipient("nobody@", "550 5.7.1 blocked by policy"), .recipient("nobody@", "552 too much of it"),
+  ])
+  func whatWasRefusedIsNotRepeatedByTheNotification(rule: Rule) async throws {
+    let bench = try await Bench([rule])
+    let id = try await bench.submit([.test("nobody@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("Subject: test \(id)") && !report.contains("the body"))
+    #expect(report.contains("Content-Type: text/rfc822-headers"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func messageThatIsPutOffForItsContentUntilTheEndIsNotRepeatedEither() async throws {
+    let bench = try await Bench([.answer(.content, "451 4.3.0 scanner is busy", times: 1)])
+    let id = try await bench.submit([.test("a@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    await bench.settled(id, attempts: 1)
+    await bench.delivery.configure([bench.settings], .test { $0.queueLifetime = .zero })
+    bench.upstream.follow([.answer(.content, "451 4.3.0 scanner is busy", times: 1)])
+    bench.time.advance(by: .seconds(61))
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("gave up after 2 attempts") && !report.contains("the body"))
+    await bench.end()
+  }
+
+  /// The upstream of the scenario `size`, which does not announce its limit.
+  @Test(arguments: [(880_000, true), (950_000, false), (999_000, false)])
+  func notificationStaysBelowAMillionOctets(size: Int, isReturned: Bool) async throws {
+    let bench = try await Bench([Self.nobody, .maximumSize(1_000_000)])
+    let body = "the body\r\n" + String(repeating: "0123456789\r\n", count: size / 12)
+    try await bench.submit([.test("nobody@example.test")], body: body) { $0.returnFull = true }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("the body") == isReturned && report.contains("Status: 5.1.1"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func notificationFitsIntoWhatItsUpstreamHasAnnounced() async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    bench.delivery.services.bouncer.sizes.note(8_000, of: "example.test")
+    for (size, type) in [(4_000, "message/rfc822"), (7_900, "text/rfc822-headers")] {
+      let body = String(repeating: "x", count: size)
+      let id = try await bench.submit([.test("a@example.test")], body: body) { $0.returnFull = true }
+      #expect(await bench.delivery.bounce(id, by: "test") == .bounced)
+      let report = try #require(bench.store.messages.values.first)
+      #expect(String(decoding: report.content.octets, as: UTF8.self).contains("Content-Type: \(type)\r\n"))
+      #expect(report.content.octets.count <= 8_000)
+      #expect(try await bench.delivery.delete(report.id) == .deleted)
+    }
+    // A header alone may be too much.
+    let header = String(repeating: "X-Field: \(String(repeating: "y", count: 60))\r\n", count: 300)
+    let id = bench.store.nextID()
+    let envelope = Envelope(
+      reversePath: "jane@example.org", recipients: [.test("a@example.test")], arrival: bench.time.wallClock)
+    try await bench.store.append(id, envelope, .bytes(Array("\(header)\r\n".utf8)))
+    #expect(await bench.delivery.bounce(id, by: "test") == .bounced)
+    let report = try #require(bench.store.messages.values.first).content.octets
+    #expect(report.count <= 8_000 && String(decoding: report, as: UTF8.self).contains("The beginning of its header"))
+    var enabled = bench.settings
+    enabled.isEnabled = true
+    await bench.delivery.configure([enabled], .test())
+    _ = await bench.reports(1)
+    #expect(bench.delivery.services.bouncer.sizes.limit(of: "example.test") ?? 0 > 1_000_000, "what it says itself")
+    await bench.end()
+  }
+
+  // MARK: Addresses outside ASCII
+
+  @Test func senderInASCIIIsToldByAnUpstreamWithoutSMTPUTF8() async throws {
+    let bench = try await Bench([.noSMTPUTF8])
+    try await bench.submit([.test("j\u{F6}rg@example.test")]) { $0.smtpUTF8 = true }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("Status: 5.6.7") && report.contains("Final-Recipient: utf-8; j\\x{F6}rg@example.test"))
+    // The words are ours, and nobody else's.
+    #expect(report.contains("    The next server cannot take addresses outside ASCII"))
+    #expect(!report.contains("said:") && !report.contains("Remote-MTA") && !report.contains("Diagnostic-Code"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty && bench.upstream.statistics.violations.isEmpty)
+    #expect(bench.upstream.messages.allSatisfy { !$0.parameters.contains("SMTPUTF8") })
+  }
+
+  @Test func senderOutsideASCIIIsToldWithSMTPUTF8() async throws {
+    let bench = try await Bench([Self.nobody])
+    try await bench.submit([.test("nobody@example.test")]) {
+      $0.reversePath = "j\u{F6}rg@example.org"
+      $0.smtpUTF8 = true
+    }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("To: <j\u{F6}rg@example.org>\r\n"))
+    await bench.end()
+    #expect(bench.upstream.messages.first?.parameters.contains("SMTPUTF8") == true)
+  }
+
   @Test func aliasOfSeveralIsToldAtAllItsAddresses() async throws {
     let bench = try await Bench([Self.nobody])
     try await bench.submit(to: ["nobody@example.test"], from: "team@here.test")
