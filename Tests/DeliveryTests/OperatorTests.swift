@@ -141,6 +141,54 @@ import Testing
     #expect(bench.store.messages.isEmpty)
   }
 
+  @Test func whoDidNotWantToHearOfFailuresIsNotSaidToHaveBeenTold() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 no")])
+    let id = try await bench.submit([.test("slow@example.test", .never)])
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.bounce(id, by: "sent by mistake") == .removedUntold)
+    #expect(await bench.delivery.bounce(id, by: "again") == .noSuchMessage)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty && bench.upstream.messages.isEmpty)
+  }
+
+  @Test func failureThatWasReportedIsNotReportedTwiceAndTheLastReplyIsTold() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 too quickly"), .recipient("nobody@", "550 5.1.1 no")])
+    let id = try await bench.submit([.test("nobody@example.test"), .test("slow@example.test")])
+    let first = await bench.reports(1)[0]
+    #expect(first.contains("nobody@example.test") && !first.contains("slow@example.test"))
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.bounce(id, by: "enough") == .bounced)
+    let second = await bench.reports(2)[1]
+    #expect(second.contains("slow@example.test") && !second.contains("nobody@example.test"))
+    #expect(second.contains("by the operator of this relay: enough; the last answer was: 450 4.2.1 too quickly"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test(arguments: [("451 4.7.0 looks odd", false), ("450 4.2.1 too quickly", true)])
+  func contentThatWasPutOffIsNotReturnedByTheOperatorEither(reply: String, isReturned: Bool) async throws {
+    let bench = try await Bench([.recipient("slow@", reply)])
+    let id = try await bench.submit([.test("slow@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.bounce(id, by: "enough") == .bounced)
+    #expect(await bench.reports(1)[0].contains("the body") == isReturned)
+    await bench.end()
+  }
+
+  @Test(arguments: [("550 not this", false), ("554 5.0.0 no", false), ("550 5.1.1 nobody", true)])
+  func deadContentIsReturnedOnlyWhereItWasNotRefused(reply: String, isReturned: Bool) async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    let id = try await bench.submit([.test("a@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    bench.store.update(id) { state in
+      state.recipients[0] = .failed(reply)
+      state.deadReason = "too many notifications"
+    }
+    #expect(await bench.delivery.bounce(id, by: "the storm is over") == .bounced)
+    let report = try #require(bench.store.messages.values.first).content.octets
+    #expect(String(decoding: report, as: UTF8.self).contains("the body") == isReturned)
+    await bench.end()
+  }
+
   @Test func messageUnderWayIsNotReturned() async throws {
     let bench = try await Bench([.hang(.content, times: 1)])
     let id = try await bench.submit()
