@@ -1,4 +1,4 @@
-// What operators are told about what they did.
+// What operators are told about what they did, and about mail that is dead.
 
 import Delivery
 import Logging
@@ -47,6 +47,22 @@ import Testing
     let all = try await orders.carryOut(.bounce, filter, after: nil, until: nil, reason: nil)
     #expect(all.done == 0 && all.lines.map(\.text) == ["\(other) \(words)"])
     await delivery.stop(within: .seconds(10))
+    await queue.end()
+  }
+
+  @Test(arguments: [("jane@example.org", true), ("", false)])
+  func deadMailNamesTheWaysOut(sender: String, canBeReturned: Bool) async throws {
+    let queue = try TemporaryQueue()
+    let id = try await queue.add(from: sender)
+    queue.spool.update(id) { state in
+      state.recipients[0] = .failed("550 5.1.1 no")
+      state.deadReason = "550 5.1.1 no; nobody was told: more than 20 notifications at once"
+    }
+    let detail = try #require(try await queue.reports.detail(id))
+    let line = try #require(detail.waiting.first)
+    #expect(line.hasPrefix("dead: ") && line.contains("nobody was told: more than 20 notifications"))
+    #expect(line.contains("`ssmtp-mailer queue bounce \(id)`") == canBeReturned)
+    #expect(line.contains("`ssmtp-mailer queue delete \(id)`"))
     await queue.end()
   }
 }
