@@ -311,6 +311,7 @@ public final class Relay: Sendable {
     report.logins = LoginReport(server.guardian, now: now)
     await report.addFilters(server.settings, counters)
     report.addDoor(counters, certificate.certificate)
+    report.add(delivery.notificationCounts)
     return report
   }
 }

@@ -35,6 +35,7 @@ struct Notice: Sendable {
   var isByOperator = false
 
   var names: String { fates.map(\.recipient.address).listed }
+  var kind: NotificationKind { fates.first.map { NotificationKind($0.action) } ?? .failure }
 }
 
 /// Whether a sender was told.
@@ -57,6 +58,7 @@ struct Bouncer: Sendable {
   let limiter: NotificationLimiter
   let route: BounceRouting
   let sizes = AnnouncedSizes()
+  let counter = NotificationCounter()
   let submit: @Sendable (QueueID, Envelope, Content) -> Void
 
   /// How much of a message comes back: as a whole, when its sender wants that (RET=FULL); enough for any header; a
@@ -105,7 +107,7 @@ struct Bouncer: Sendable {
     case .none(let reason): return .impossible(reason)
     case .to(let mailbox, let routes): (sender, recipients) = (mailbox, routes)
     }
-    if !notice.isByOperator, let reason = refusal(envelope.reversePath, notice) { return .tooMany(reason) }
+    if !notice.isByOperator, let reason = refusal(envelope.reversePath, notice.kind) { return .tooMany(reason) }
     let report = store.nextID()
     let now = time.wallClock
     do {
@@ -124,6 +126,7 @@ struct Bouncer: Sendable {
         smtpUTF8: notification.isInternationalized, envelopeID: nil, returnFull: nil)
       beforeQueueing()
       try await store.append(report, wrapper, bytes)
+      counter.sent(notice.kind)
       let action = notice.fates.first?.action.rawValue ?? ""
       log.notice("\(id): \(action) for \(notice.names): sender <\(envelope.reversePath)> is notified by \(report)")
       submit(report, wrapper, bytes)
@@ -136,17 +139,21 @@ struct Bouncer: Sendable {
   }
 
   /// Why the sender gets no notification now. Said in the log once for each storm.
-  private func refusal(_ sender: String, _ notice: Notice) -> String? {
-    let isFailure = notice.fates.contains { $0.action == .failed }
-    switch limiter.ask(sender, isFailure: isFailure, now: time.now) {
+  private func refusal(_ sender: String, _ kind: NotificationKind) -> String? {
+    switch limiter.ask(sender, kind, now: time.now) {
     case .granted(let withheld):
       if withheld > 0 { log.notice("notifications are sent again; \(withheld) were withheld") }
       return nil
     case .refused(let reason, let isFirst):
-      if isFirst {
+      counter.withheld(kind)
+      guard isFirst else { return reason }
+      switch kind {
+      case .failure:
         log.error(
           "\(reason): further ones are withheld, and messages that failed are kept as dead; `ssmtp-mailer queue list --state dead` shows them"
         )
+      case .delay: log.warning("\(reason): further warnings of delay come later")
+      case .delivery: log.warning("\(reason): further reports of delivery are dropped; the mail itself is delivered")
       }
       return reason
     }
@@ -173,8 +180,7 @@ struct Bouncer: Sendable {
   /// was refused, for its size or for what it holds: with it the notification would be refused as well, and it is the
   /// notification that matters more.
   private func wantsWhole(_ notice: Notice, _ content: Content) -> Bool {
-    notice.envelope.returnFull == true && notice.fates.contains { $0.action == .failed }
-      && !notice.fates.contains(where: \.isOfMessage)
+    notice.envelope.returnFull == true && notice.kind == .failure && !notice.fates.contains(where: \.isOfMessage)
       && content.count <= Self.fullLimit
   }
 

@@ -198,6 +198,9 @@ public final class Delivery: Sendable {
 
   var all: [Account] { state.withLock { Array($0.accounts.values) } }
 
+  /// How many senders were told of what, since the start.
+  public var notificationCounts: NotificationCounts { services.bouncer.counter.value }
+
   /// The messages that are under way now.
   public func messagesUnderWay() async -> Set<QueueID> {
     var result: Set<QueueID> = []

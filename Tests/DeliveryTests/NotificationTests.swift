@@ -336,31 +336,62 @@ import Testing
     #expect(bench.store.messages.isEmpty)
   }
 
+  @Test func reportsOfDeliveryBeyondTheLimitAreDroppedWithOneLine() async throws {
+    let bench = try await Bench()
+    for _ in 0..<14 { try await bench.submit([.test("a@example.test", .success)]) }
+    await bench.until { bench.store.removed.count >= 24 }
+    await bench.end()
+    #expect(bench.lines.all.filter { $0.contains("further reports of delivery are dropped") }.count == 1)
+    #expect(bench.upstream.messages.count == 24 && bench.store.messages.isEmpty)
+    let counts = bench.delivery.notificationCounts
+    #expect(counts.sent == [.delivery: 10] && counts.withheld == 4)
+  }
+
   @Test func whatIsNoFailureLeavesHalfOfTheLimitsToFailures() {
     let start = MonotonicInstant(nanoseconds: 0)
     let limiter = NotificationLimiter(now: start)
-    func grants(_ count: Int, isFailure: Bool) -> Int {
-      (0..<count).count { _ in limiter.ask("a@x", isFailure: isFailure, now: start) == .granted(withheld: 0) }
+    func grants(_ count: Int, _ kind: NotificationKind) -> Int {
+      (0..<count).count { _ in limiter.ask("a@x", kind, now: start) == .granted(withheld: 0) }
     }
-    #expect(grants(100, isFailure: false) == 10)
-    #expect(grants(10, isFailure: true) == 10, "those who lost mail are told all the same")
-    #expect(grants(1, isFailure: true) == 0)
+    #expect(grants(100, .delivery) == 10)
+    #expect(grants(10, .failure) == 10, "those who lost mail are told all the same")
+    #expect(grants(1, .failure) == 0)
+  }
+
+  @Test func stormIsSaidOnceOfEachKindAndWarningsOfDelayAreNotCounted() {
+    let start = MonotonicInstant(nanoseconds: 0)
+    let limiter = NotificationLimiter(now: start)
+    func isFirst(_ kind: NotificationKind) -> Bool? {
+      if case .refused(_, let isFirst) = limiter.ask("a@x", kind, now: start) { isFirst } else { nil }
+    }
+    for _ in 0..<10 { #expect(isFirst(.delivery) == nil) }
+    #expect(isFirst(.delay) == true && isFirst(.delay) == false)
+    #expect(isFirst(.delivery) == true && isFirst(.delivery) == false)
+    for _ in 0..<10 { #expect(isFirst(.failure) == nil) }
+    #expect(isFirst(.failure) == true && isFirst(.failure) == false)
+    #expect(limiter.ask("a@x", .failure, now: start + .seconds(7200)) == .granted(withheld: 4))
+    // The next one is told again.
+    for _ in 0..<19 { _ = limiter.ask("a@x", .failure, now: start + .seconds(7200)) }
+    guard case .refused(_, true) = limiter.ask("a@x", .delivery, now: start + .seconds(7200)) else {
+      Issue.record("no line for the next storm")
+      return
+    }
   }
 
   @Test func limiterBoundsAllAddressesTogetherAndEndsAStormWhenItsBucketIsFull() {
     let start = MonotonicInstant(nanoseconds: 0)
     let limiter = NotificationLimiter(now: start)
-    for number in 0..<100 { #expect(limiter.ask("a\(number)@x", isFailure: true, now: start) == .granted(withheld: 0)) }
+    for number in 0..<100 { #expect(limiter.ask("a\(number)@x", .failure, now: start) == .granted(withheld: 0)) }
     func isFirst(_ now: MonotonicInstant) -> Bool? {
-      if case .refused(_, let isFirst) = limiter.ask("b@x", isFailure: true, now: now) { isFirst } else { nil }
+      if case .refused(_, let isFirst) = limiter.ask("b@x", .failure, now: now) { isFirst } else { nil }
     }
     #expect(isFirst(start) == true && isFirst(start) == false)
     // One is granted every 7.2 seconds, and that does not end the storm.
     #expect(isFirst(start + .seconds(8)) == nil && isFirst(start + .seconds(8)) == false)
-    #expect(limiter.ask("b@x", isFailure: true, now: start + .seconds(3600)) == .granted(withheld: 3))
+    #expect(limiter.ask("b@x", .failure, now: start + .seconds(3600)) == .granted(withheld: 3))
     var granted = 0
     for second in 0..<3600 {
-      if case .granted = limiter.ask("c\(second)@x", isFailure: true, now: start + .seconds(7200 + second)) {
+      if case .granted = limiter.ask("c\(second)@x", .failure, now: start + .seconds(7200 + second)) {
         granted += 1
       }
     }

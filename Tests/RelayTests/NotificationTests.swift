@@ -37,6 +37,9 @@ extension EndToEnd {
         let own = notices.first { $0.content.holds("Status: 5.6.7") }
         #expect(own?.content.holds("another body") == false && own?.content.holds("Diagnostic-Code") == false)
         #expect(notices.allSatisfy { !$0.parameters.contains("SMTPUTF8") })
+        let metrics = try await bench.command(
+          "curl", ["-s", "--unix-socket", "\(bench.folder)/admin.sock", "http://localhost/metrics"])
+        #expect(metrics.output.contains("ssmtp_mailer_notifications_total{kind=\"failure\"} 2\n"), "\(metrics.output)")
       }
     }
   }
