@@ -283,6 +283,9 @@ extension Reply {
   }
 
   /// The same of a reply of which is not known at which stage it was said: whatever is not clearly about an address, a
-  /// mailbox or the way there may be about the message.
-  var maySpeakOfMessage: Bool { speaksOfMessage || ![1, 2, 4].contains(enhanced?.subject) }
+  /// mailbox or the way there may be about the message, and a connection that its content ended.
+  var maySpeakOfMessage: Bool {
+    speaksOfMessage || ![1, 2, 4].contains(enhanced?.subject) || self == LostReply.inContent
+      || self == LostReply.behindContent
+  }
 }

@@ -95,9 +95,10 @@ extension Delivery {
         reply = Reply(recorded: text)
         isOfMessage = reply.maySpeakOfMessage
       case nil:
-        let last = message.state.lanes[recipient.account]?.lastReply ?? ""
-        reply = Self.givenUp(reason, last)
-        isOfMessage = !last.isEmpty && Reply(recorded: last).maySpeakOfMessage
+        let lane = message.state.lanes[recipient.account]
+        let last = lane.flatMap { $0.lastReply.isEmpty ? nil : Reply(recorded: $0.lastReply) }
+        reply = Self.givenUp(reason, last, doubts: lane?.inDoubt ?? 0)
+        isOfMessage = last?.maySpeakOfMessage ?? false
       }
       notice.fates.append(
         .init(
@@ -121,8 +122,17 @@ extension Delivery {
   }
 
   /// A policy of this relay. Not 5.1 or 5.2, nor 5.0.0: senders' list managers would take those for a dead address.
-  private static func givenUp(_ reason: String, _ lastReply: String) -> Reply {
-    let text = "Returned by the operator of this relay: \(reason)"
-    return Reply(550, "5.7.0", lastReply.isEmpty ? text : "\(text); the last answer was: \(lastReply)")
+  private static func givenUp(_ reason: String, _ last: Reply?, doubts: Int) -> Reply {
+    var text = "Returned by the operator of this relay: \(reason)"
+    if doubts > 0 {
+      let times = doubts == 1 ? "once" : "\(doubts) times"
+      text += "; \(DeliveryStatusNotification.doubt): the connection broke \(times) behind the end of the message"
+    }
+    if let last, !LostReply.isOurs(last) {
+      text += "; the last answer was: \(last)"
+    } else if let last, last != LostReply.behindContent {
+      text += "; the last attempt had no answer: \(last.text)"
+    }
+    return Reply(550, "5.7.0", text)
   }
 }

@@ -149,6 +149,17 @@ import Testing
     await bench.end()
   }
 
+  @Test func contentThatEndsItsConnectionIsNotRepeated() async throws {
+    let bench = try await Bench([.disconnectAfterDot(times: 1)])
+    await bench.delivery.configure([bench.settings], .test { $0.queueLifetime = .zero })
+    try await bench.submit([.test("a@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    _ = await bench.lines.line(containing: "is notified by")
+    await bench.end()
+    let queued = try #require(bench.store.messages.values.first { $0.envelope.reversePath.isEmpty })
+    let report = String(decoding: queued.content.octets, as: UTF8.self)
+    #expect(report.contains("it may have arrived") && !report.contains("the body"))
+  }
+
   /// The upstream of the scenario `size`, which does not announce its limit.
   @Test(arguments: [(880_000, true), (950_000, false), (999_000, false)])
   func notificationStaysBelowAMillionOctets(size: Int, isReturned: Bool) async throws {

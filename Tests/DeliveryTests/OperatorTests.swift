@@ -1,12 +1,13 @@
 // What an operator does to single messages.
 
-import Delivery
 import Primitives
 import SMTP
 import Sandbox
 import Spool
 import TestSupport
 import Testing
+
+@testable import Delivery
 
 @Suite(.timeLimit(.minutes(2))) struct OperatorTests {
   private func enable(_ bench: Bench) async {
@@ -172,6 +173,25 @@ import Testing
     await bench.settled(id, attempts: 1)
     #expect(await bench.delivery.bounce(id, by: "enough") == .bounced)
     #expect(await bench.reports(1)[0].contains("the body") == isReturned)
+    await bench.end()
+  }
+
+  @Test(arguments: [
+    (LostReply.behindContent, 2, "enough; it may have arrived: the connection broke 2 times behind the end", false),
+    (LostReply.inContent, 0, "enough; the last attempt had no answer: The connection to the next server", false),
+    (ClientTransaction.connectionLost, 0, "enough; the last attempt had no answer: The connection to the next", true),
+  ])
+  func lostConnectionIsNoAnswerOfAServer(last: Reply, doubts: Int, words: String, isReturned: Bool) async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    let id = try await bench.submit([.test("a@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    bench.store.update(id) { [now = bench.time.wallClock] state in
+      state.lanes["example.test"] = Lane(nextAttempt: now, attempts: 2, lastReply: "\(last)", inDoubt: doubts)
+    }
+    #expect(await bench.delivery.bounce(id, by: "enough") == .bounced)
+    let report = String(decoding: try #require(bench.store.messages.values.first).content.octets, as: UTF8.self)
+    #expect(report.contains(words) && !report.contains("the last answer was"))
+    #expect(report.contains("It is not known whether your message has reached:") == (doubts > 0))
+    #expect(report.contains("the body") == isReturned)
     await bench.end()
   }
 
