@@ -133,6 +133,10 @@ public struct StatusReport: Codable, Sendable, Equatable {
   /// How often clients have reached each limit, by the names of docs/limits.md.
   public var limits: [String: Int] = [:]
   public var tlsHandshakes = Handshakes()
+  /// Notifications to senders since the start: `failure`, `delay`, `delivery`.
+  public var notifications: [String: Int] = [:]
+  /// Those that the limits on notifications held back.
+  public var notificationsWithheld = 0
 }
 
 /// A message in a list.

@@ -56,6 +56,7 @@ struct DeliveryOrders: OrderTaker {
     case .bounce:
       switch await delivery.bounce(id, by: OrderWords.oneLine(reason) ?? "no reason was given") {
       case .bounced: return .done("is returned to its sender")
+      case .removedUntold: return .doneButTell("is removed; its sender did not want to be told, and was not")
       case .noSuchMessage: return .unknown
       case .isUnderWay: return busy
       case .nobodyToTell(let why): return .refused("cannot be returned: \(why)")

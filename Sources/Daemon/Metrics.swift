@@ -1,5 +1,7 @@
 // The state of the daemon as metrics in the text format of Prometheus (version 0.0.4). docs/metrics.md lists them.
 
+import Delivery
+
 /// Collects metrics as text.
 struct MetricsText {
   private(set) var text = ""
@@ -40,7 +42,7 @@ extension StatusReport {
     m.add("uptime_seconds", .gauge, "Time since the start.", uptimeSeconds)
     m.add("queue_messages", .gauge, "Messages in the queue.", queueMessages)
     m.add("queue_held_messages", .gauge, "Messages that the operator holds.", queueHeld)
-    m.add("queue_dead_messages", .gauge, "Messages that can neither be delivered nor returned.", queueDead)
+    m.add("queue_dead_messages", .gauge, "Messages that failed and whose senders were not told.", queueDead)
     m.add("queue_bytes", .gauge, "Octets of the queue that are needed.", queueBytes)
     m.add("queue_disk_bytes", .gauge, "Octets of the queue's files.", queueDiskBytes)
     if let free = queueFreeBytes {
@@ -54,6 +56,11 @@ extension StatusReport {
     m.add("messages_refused_total", .counter, "Messages that were refused after their content.", refused)
     if let logins { logins.add(to: &m) }
     addDoor(to: &m)
+    m.add(
+      "notifications_total", .counter, "Notifications to senders.",
+      notifications.sorted { $0.key < $1.key }.map { ([("kind", $0.key)], Double($0.value)) })
+    m.add(
+      "notifications_withheld_total", .counter, "Notifications that the limits held back.", notificationsWithheld)
     func each(_ name: String, _ kind: MetricsText.Kind, _ help: String, _ value: (Account) -> Int?) {
       m.add(
         name, kind, help,
@@ -87,6 +94,13 @@ extension StatusReport {
     each("account_logins_total", .counter, "Logins.") { $0.logins }
     addFilterMetrics(to: &m)
     return m.text
+  }
+}
+
+extension StatusReport {
+  mutating func add(_ counts: NotificationCounts) {
+    for kind in NotificationKind.allCases { notifications[kind.rawValue] = counts.sent[kind] ?? 0 }
+    notificationsWithheld = counts.withheld
   }
 }
 

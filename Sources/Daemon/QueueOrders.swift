@@ -11,6 +11,8 @@ import struct Logging.Logger
 enum OrderOutcome: Sendable {
   /// What was done, as the predicate of a sentence about the message.
   case done(String)
+  /// The same, but not what the order says: told also of a message that only a filter has named, and not counted.
+  case doneButTell(String)
   /// It is not in the queue.
   case unknown
   /// It was so already.
@@ -155,6 +157,8 @@ struct QueueOrders: Sendable {
       if isNamed { report.lines.append(.init(id: id.description, status: 0, text: "\(id) \(text)")) }
       // The others are written down by whoever does them.
       if order == .retry || order == .delete { log?.notice("\(id): operator: \(text)") }
+    case .doneButTell(let text):
+      report.lines.append(.init(id: id.description, status: 0, text: "\(id) \(text)"))
     case .unknown:
       // One that a filter has named has been delivered since.
       if isNamed {

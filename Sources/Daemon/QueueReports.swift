@@ -219,7 +219,10 @@ struct QueueReports: Sendable {
           time: ISOTime.format($0.time), event: "\($0.kind)", account: $0.account.isEmpty ? nil : $0.account,
           text: $0.text)
       },
-      waiting: WaitingReasons(entry: entry, word: word, state: state, accounts: accounts, now: time.wallClock).lines,
+      waiting: WaitingReasons(
+        entry: entry, isNotification: envelope.reversePath.isEmpty, word: word, state: state, accounts: accounts,
+        now: time.wallClock
+      ).lines,
       isDelayReported: state.isDelayReported, header: header)
   }
 

@@ -104,9 +104,9 @@ public final class Relay: Sendable {
       departure: { account, lane, envelope in
         routes.withLock { $0 }.outbound.departure(envelope, of: lane, by: account, now: time.wallClock)
       },
-      routeBounce: { sender in
-        guard let mailbox = try? Mailbox(parsing: sender) else { return nil }
-        return routes.withLock { $0 }.routeBounce(to: mailbox, now: time.wallClock).map {
+      routeBounce: { sender, lane in
+        guard let mailbox = try? Mailbox(parsing: sender) else { return [] }
+        return routes.withLock { $0 }.routeBounce(to: mailbox, from: lane, now: time.wallClock).map {
           ($0.address.description, $0.account)
         }
       })
@@ -311,6 +311,7 @@ public final class Relay: Sendable {
     report.logins = LoginReport(server.guardian, now: now)
     await report.addFilters(server.settings, counters)
     report.addDoor(counters, certificate.certificate)
+    report.add(delivery.notificationCounts)
     return report
   }
 }

@@ -7,6 +7,8 @@ import Telemetry
 
 struct WaitingReasons {
   let entry: QueueEntry
+  /// The message comes from the null reverse-path: nobody can be told about it.
+  let isNotification: Bool
   let word: QueueFilter.State
   let state: MessageState
   /// nil when no daemon runs.
@@ -18,7 +20,13 @@ struct WaitingReasons {
     if word == .active { return ["it is being delivered at this moment"] }
     var lines: [String] = []
     if let reason = state.deadReason {
-      lines.append("dead: it can neither be delivered nor returned, and is kept until you delete it: \(reason)")
+      lines.append(
+        isNotification
+          ? "dead: it cannot be delivered, and as a notification not be returned; it is kept until you delete it"
+            + " (`ssmtp-mailer queue delete \(entry.id)`): \(reason)"
+          : "dead: it could not be delivered, and its sender was not told; it is kept until you return it, once the"
+            + " reason is gone (`ssmtp-mailer queue bounce \(entry.id)`), or delete it (`ssmtp-mailer queue delete"
+            + " \(entry.id)`): \(reason)")
     }
     if state.isHeld {
       let event = state.life.last { $0.kind == .held }

@@ -63,12 +63,17 @@ extension Account {
         note(job, index, "sent", reply, peer)
       case .refused(_, .connection):
         let reply = LostReply.of(outcome)
-        verdict.retry(.init(index: index, reply: reply), counts: outcome.isInDoubt)
+        let isOfMessage = outcome.isInContent || outcome.isInDoubt
+        verdict.retry(.init(index: index, reply: reply, isOfMessage: isOfMessage), counts: outcome.isInDoubt)
         verdict.isInterrupted = true
         if outcome.isInContent { verdict.isInContent = true }
         note(job, index, "deferred", reply, peer)
       case .refused(let reply, let stage): judge(job, index, reply, Stage(stage), peer, &verdict)
       }
+    }
+    if outcome.isNotBegun {
+      // Our own words: no server has said them (RFC 3464 2.3.6).
+      for place in verdict.failed.indices { verdict.failed[place].peer = nil }
     }
     if !verdict.rest.isEmpty {
       // Of no use when nobody was taken: the next transaction would be the same.
@@ -104,7 +109,7 @@ extension Account {
   func judge(
     _ job: Job, _ index: Int, _ reply: Reply, _ stage: Stage, _ peer: String, _ verdict: inout Verdict
   ) {
-    let fate = Verdict.Fate(index: index, reply: reply, peer: peer)
+    let fate = Verdict.Fate(index: index, reply: reply, peer: peer, isOfMessage: stage != .recipient)
     // Said to the content of one message again and again it is about that message, and slows nobody else down.
     if ReplyMeaning.isAboutRate(reply), stage != .content || !job.wasInterrupted { verdict.complaint = reply }
     switch ReplyMeaning(of: reply, at: stage) {
@@ -169,6 +174,8 @@ struct Verdict {
     var peer: String?
     /// The upstream's own last words, when `reply` is what we made of them.
     var diagnostic: Reply?
+    /// The message was refused, not this recipient alone.
+    var isOfMessage = false
   }
 
   /// The upstream of this attempt.

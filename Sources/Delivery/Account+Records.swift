@@ -79,7 +79,9 @@ extension Account {
       // What we say ourselves of a lost connection is nothing that a server has said.
       let diagnostic = fate.peer == nil ? nil : fate.reply
       let final = Reply(550, "4.4.7", text)
-      verdict.failed.append(.init(index: fate.index, reply: final, peer: fate.peer, diagnostic: diagnostic))
+      verdict.failed.append(
+        .init(
+          index: fate.index, reply: final, peer: fate.peer, diagnostic: diagnostic, isOfMessage: fate.isOfMessage))
       counters.failed += 1
       note(job, fate.index, "expired", final, "none")
     }
@@ -171,7 +173,8 @@ extension Account {
       return .init(
         recipient: recipient,
         action: !fate.reply.isPositive ? .failed : job.envelope.isExpanded(recipient) ? .expanded : .relayed,
-        reply: fate.reply, peer: fate.peer, diagnostic: fate.diagnostic, lastAttempt: now)
+        reply: fate.reply, peer: fate.peer, diagnostic: fate.diagnostic, lastAttempt: now,
+        isOfMessage: fate.isOfMessage || (fate.diagnostic ?? fate.reply).speaksOfMessage)
     }
     return await services.bouncer.notify(notice, job.content, beforeQueueing: beforeQueueing)
   }

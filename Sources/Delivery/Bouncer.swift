@@ -21,6 +21,8 @@ struct Notice: Sendable {
     var lastAttempt: Timestamp?
     /// Until when a message that is late will be tried.
     var retryUntil: Timestamp?
+    /// The message was refused, not this recipient alone: a notification that repeats it would be refused like it.
+    var isOfMessage = false
   }
 
   let id: QueueID
@@ -33,6 +35,7 @@ struct Notice: Sendable {
   var isByOperator = false
 
   var names: String { fates.map(\.recipient.address).listed }
+  var kind: NotificationKind { fates.first.map { NotificationKind($0.action) } ?? .failure }
 }
 
 /// Whether a sender was told.
@@ -53,21 +56,42 @@ struct Bouncer: Sendable {
   let hostname: String
   let log: Logger
   let limiter: NotificationLimiter
-  let route: @Sendable (String) -> (address: String, account: String)?
+  let route: BounceRouting
+  let sizes = AnnouncedSizes()
+  let counter = NotificationCounter()
   let submit: @Sendable (QueueID, Envelope, Content) -> Void
 
-  /// Enough for any header.
-  private static let headerLimit = 64 * 1024
-  /// A message that its sender wants back as a whole (RET=FULL) comes back up to this size; of a larger one, the header.
-  static let fullLimit = 1024 * 1024
+  /// How much of a message comes back: as a whole, when its sender wants that (RET=FULL); enough for any header; a
+  /// header that an upstream takes with the smallest limit. A notification that is too large would be the end of it.
+  private static let forms: [(ret: MailParameters.Return, limit: Int)] = [
+    (.full, fullLimit), (.headers, 64 * 1024), (.headers, 4 * 1024),
+  ]
+  /// In octets. A notification stays below a million octets with it, where few upstreams say no.
+  static let fullLimit = 900_000
+  private static let notificationLimit = 1_000_000
 
   /// Why nobody can be told anything about a message; nil when its sender can.
   func obstacle(_ envelope: Envelope) -> String? {
-    if envelope.reversePath.isEmpty { return "it is a notification itself" }
-    if (try? Mailbox(parsing: envelope.reversePath)) == nil || route(envelope.reversePath) == nil {
-      return "there is no route to its sender <\(envelope.reversePath)>"
+    if case .none(let reason) = wayBack(envelope, from: envelope.recipients.first?.account ?? "") {
+      reason
+    } else {
+      nil
     }
-    return nil
+  }
+
+  private enum WayBack {
+    case to(Mailbox, [Recipient])
+    case none(String)
+  }
+
+  private func wayBack(_ envelope: Envelope, from lane: String) -> WayBack {
+    let sender = envelope.reversePath
+    if sender.isEmpty { return .none("it is a notification itself") }
+    let routes = route(sender, lane)
+    guard let mailbox = try? Mailbox(parsing: sender), !routes.isEmpty else {
+      return .none("there is no route to its sender <\(sender)>")
+    }
+    return .to(mailbox, routes.map { Recipient(address: $0.address, original: sender, account: $0.account) })
   }
 
   /// Queues a notification to the sender of the message.
@@ -77,29 +101,32 @@ struct Bouncer: Sendable {
     _ notice: Notice, _ content: Content, beforeQueueing: @Sendable () -> Void = {}
   ) async -> NoticeOutcome {
     let (id, envelope) = (notice.id, notice.envelope)
-    if let obstacle = obstacle(envelope) { return .impossible(obstacle) }
-    guard let sender = try? Mailbox(parsing: envelope.reversePath), let route = route(envelope.reversePath) else {
-      return .impossible("there is no route to its sender <\(envelope.reversePath)>")
+    let sender: Mailbox
+    let recipients: [Recipient]
+    switch wayBack(envelope, from: notice.fates.first?.recipient.account ?? "") {
+    case .none(let reason): return .impossible(reason)
+    case .to(let mailbox, let routes): (sender, recipients) = (mailbox, routes)
     }
-    if !notice.isByOperator, let reason = refusal(envelope.reversePath, notice) { return .tooMany(reason) }
+    if !notice.isByOperator, let reason = refusal(envelope.reversePath, notice.kind) { return .tooMany(reason) }
     let report = store.nextID()
     let now = time.wallClock
     do {
-      let ret = ret(notice, content)
-      let original = try await beginning(of: content, ret == .full ? Self.fullLimit : Self.headerLimit)
       var notification = DeliveryStatusNotification(
         hostname: hostname, reversePath: sender, queueID: id.description, envelopeID: envelope.envelopeID,
         arrivalDate: envelope.arrival, date: now, messageID: "\(report)@\(hostname)",
-        recipients: notice.fates.map { .init($0) }, ret: ret)
+        recipients: notice.fates.map { .init($0) })
       notification.attempts = notice.attempts
       notification.firstAttempt = notice.firstAttempt
-      let bytes = Content.bytes(notification.compose(original: original))
-      let recipient = Recipient(address: route.address, original: envelope.reversePath, account: route.account)
+      // Only where it cannot be told otherwise: an upstream without SMTPUTF8 would refuse it (RFC 6533 4).
+      notification.isInternationalized = recipients.contains { $0.address.utf8.contains { $0 >= 0x80 } }
+      let room = recipients.compactMap { sizes.limit(of: $0.account) }.min() ?? .max
+      let bytes = Content.bytes(try await compose(notification, notice, content, room: room))
       let wrapper = Envelope(
-        reversePath: "", recipients: [recipient], arrival: now, clientAddress: "", helo: hostname, is8Bit: true,
-        smtpUTF8: envelope.smtpUTF8, envelopeID: nil, returnFull: nil)
+        reversePath: "", recipients: recipients, arrival: now, clientAddress: "", helo: hostname, is8Bit: true,
+        smtpUTF8: notification.isInternationalized, envelopeID: nil, returnFull: nil)
       beforeQueueing()
       try await store.append(report, wrapper, bytes)
+      counter.sent(notice.kind)
       let action = notice.fates.first?.action.rawValue ?? ""
       log.notice("\(id): \(action) for \(notice.names): sender <\(envelope.reversePath)> is notified by \(report)")
       submit(report, wrapper, bytes)
@@ -112,28 +139,49 @@ struct Bouncer: Sendable {
   }
 
   /// Why the sender gets no notification now. Said in the log once for each storm.
-  private func refusal(_ sender: String, _ notice: Notice) -> String? {
-    let isFailure = notice.fates.contains { $0.action == .failed }
-    switch limiter.ask(sender, isFailure: isFailure, now: time.now) {
+  private func refusal(_ sender: String, _ kind: NotificationKind) -> String? {
+    switch limiter.ask(sender, kind, now: time.now) {
     case .granted(let withheld):
       if withheld > 0 { log.notice("notifications are sent again; \(withheld) were withheld") }
       return nil
     case .refused(let reason, let isFirst):
-      if isFirst {
+      counter.withheld(kind)
+      guard isFirst else { return reason }
+      switch kind {
+      case .failure:
         log.error(
           "\(reason): further ones are withheld, and messages that failed are kept as dead; `ssmtp-mailer queue list --state dead` shows them"
         )
+      case .delay: log.warning("\(reason): further warnings of delay come later")
+      case .delivery: log.warning("\(reason): further reports of delivery are dropped; the mail itself is delivered")
       }
       return reason
     }
   }
 
-  /// Only who lost the message gets it back: of others the header is enough (RFC 3461 4.3).
-  private func ret(_ notice: Notice, _ content: Content) -> MailParameters.Return {
-    guard notice.envelope.returnFull == true, notice.fates.contains(where: { $0.action == .failed }),
-      content.count <= Self.fullLimit
-    else { return .headers }
-    return .full
+  /// Returns as much of the message as was asked for, is good, and fits into `room`.
+  private func compose(
+    _ notification: DeliveryStatusNotification, _ notice: Notice, _ content: Content, room: Int
+  ) async throws(QueueError) -> [UInt8] {
+    let forms = wantsWhole(notice, content) ? Self.forms[...] : Self.forms.dropFirst()
+    let original = try await beginning(of: content, forms.first?.limit ?? 0)
+    var notification = notification
+    var bytes: [UInt8] = []
+    for (ret, limit) in forms {
+      notification.ret = ret
+      bytes = notification.compose(
+        original: Array(original.prefix(limit)), isCut: min(limit, original.count) < content.count)
+      if bytes.count <= min(room, Self.notificationLimit) { break }
+    }
+    return bytes
+  }
+
+  /// Only who lost the message gets it back: of others the header is enough (RFC 3461 4.3). So it is when the message
+  /// was refused, for its size or for what it holds: with it the notification would be refused as well, and it is the
+  /// notification that matters more.
+  private func wantsWhole(_ notice: Notice, _ content: Content) -> Bool {
+    notice.envelope.returnFull == true && notice.kind == .failure && !notice.fates.contains(where: \.isOfMessage)
+      && content.count <= Self.fullLimit
   }
 
   private func beginning(of content: Content, _ limit: Int) async throws(QueueError) -> [UInt8] {
@@ -142,6 +190,15 @@ struct Bouncer: Sendable {
     case .file(let file): try await file.read(at: 0, count: min(file.count, limit))
     }
   }
+}
+
+/// The limits of size that upstreams announced when they were last connected to (RFC 1870). From any thread.
+final class AnnouncedSizes: Sendable {
+  private let limits = Mutex<[String: Int]>([:])
+
+  /// - Parameter limit: in octets; nil for none.
+  func note(_ limit: Int?, of account: String) { limits.withLock { $0[account] = limit } }
+  func limit(of account: String) -> Int? { limits.withLock { $0[account] } }
 }
 
 extension DeliveryStatusNotification.Recipient {
@@ -213,5 +270,22 @@ extension Reply {
     } else {
       self.init(code: code, enhanced: nil, lines: [words.dropFirst().joined(separator: " ")])
     }
+  }
+
+  /// Whether the codes speak of the message rather than of a recipient: its length, its content, or what a policy
+  /// finds in it (RFC 3463 3.3, 3.4, 3.7, 3.8).
+  var speaksOfMessage: Bool {
+    guard let enhanced else { return code == 552 || code == 554 }
+    switch (enhanced.subject, enhanced.detail) {
+    case (2, 3), (3, 4), (6, _), (7, _): return true
+    default: return false
+    }
+  }
+
+  /// The same of a reply of which is not known at which stage it was said: whatever is not clearly about an address, a
+  /// mailbox or the way there may be about the message, and a connection that its content ended.
+  var maySpeakOfMessage: Bool {
+    speaksOfMessage || ![1, 2, 4].contains(enhanced?.subject) || self == LostReply.inContent
+      || self == LostReply.behindContent
   }
 }

@@ -8,6 +8,8 @@ import Spool
 /// What became of a message that the operator sent back.
 public enum OperatorBounce: Sendable, Equatable {
   case bounced
+  /// It has left the queue as well, but its sender had not wanted to be told of failures.
+  case removedUntold
   case noSuchMessage
   /// It is being delivered at this moment: nothing was done.
   case isUnderWay
@@ -67,7 +69,7 @@ extension Delivery {
     var isFree = true
     for account in accounts where await !account.cancel(id) { isFree = false }
     let outcome = isFree ? await returnToSender(id, HeaderText.singleLine(reason, limit: 300)) : .isUnderWay
-    let isRemoved = outcome == .bounced || outcome == .noSuchMessage
+    let isRemoved = [.bounced, .removedUntold, .noSuchMessage].contains(outcome)
     for account in accounts { await account.endCancel(id, isRemoved: isRemoved) }
     return outcome
   }
@@ -79,27 +81,34 @@ extension Delivery {
     }
     guard let message else { return .noSuchMessage }
     if let obstacle = services.bouncer.obstacle(message.envelope) { return .nobodyToTell(obstacle) }
-    // A policy of this relay. Not 5.1 or 5.2, nor 5.0.0: senders' list managers would take those for a dead address.
-    let reply = Reply(550, "5.7.0", "Returned by the operator of this relay: \(reason)")
     var notice = Notice(id: id, envelope: message.envelope, fates: [], isByOperator: true)
     notice.attempts = message.state.lanes.values.map(\.attempts).max() ?? 0
     notice.firstAttempt = message.state.firstAttempt
     for (index, recipient) in message.envelope.recipients.enumerated() where recipient.wantsFailure {
-      let state = message.state.recipients[index]
-      if state == .delivered { continue }
-      let last = message.state.lastAttempt(of: recipient.account)
-      if case .failed(let text) = state {
-        // Dead, because nobody could be told then.
-        let reply = Reply(recorded: text)
-        notice.fates.append(.init(recipient: recipient, action: .failed, reply: reply, lastAttempt: last))
-      } else {
-        notice.fates.append(.init(recipient: recipient, action: .failed, reply: reply, lastAttempt: last))
+      let reply: Reply
+      let isOfMessage: Bool
+      switch message.state.recipients[index] {
+      case .delivered: continue
+      case .failed(let text):
+        // Only where the message is dead was nobody told then.
+        if message.state.deadReason == nil { continue }
+        reply = Reply(recorded: text)
+        isOfMessage = reply.maySpeakOfMessage
+      case nil:
+        let lane = message.state.lanes[recipient.account]
+        let last = lane.flatMap { $0.lastReply.isEmpty ? nil : Reply(recorded: $0.lastReply) }
+        reply = Self.givenUp(reason, last, doubts: lane?.inDoubt ?? 0)
+        isOfMessage = last?.maySpeakOfMessage ?? false
       }
+      notice.fates.append(
+        .init(
+          recipient: recipient, action: .failed, reply: reply,
+          lastAttempt: message.state.lastAttempt(of: recipient.account), isOfMessage: isOfMessage))
     }
     guard !notice.fates.isEmpty else {
       services.store.remove(id)
       services.log.notice("\(id): given up by the operator: \(reason); its sender did not want to be told")
-      return .bounced
+      return .removedUntold
     }
     switch await services.bouncer.notify(notice, message.content) {
     case .told: break
@@ -110,5 +119,20 @@ extension Delivery {
     services.store.remove(id)
     services.log.notice("\(id): returned to <\(message.envelope.reversePath)> by the operator: \(reason)")
     return .bounced
+  }
+
+  /// A policy of this relay. Not 5.1 or 5.2, nor 5.0.0: senders' list managers would take those for a dead address.
+  private static func givenUp(_ reason: String, _ last: Reply?, doubts: Int) -> Reply {
+    var text = "Returned by the operator of this relay: \(reason)"
+    if doubts > 0 {
+      let times = doubts == 1 ? "once" : "\(doubts) times"
+      text += "; \(DeliveryStatusNotification.doubt): the connection broke \(times) behind the end of the message"
+    }
+    if let last, !LostReply.isOurs(last) {
+      text += "; the last answer was: \(last)"
+    } else if let last, last != LostReply.behindContent {
+      text += "; the last attempt had no answer: \(last.text)"
+    }
+    return Reply(550, "5.7.0", text)
   }
 }

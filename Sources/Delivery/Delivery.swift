@@ -25,6 +25,11 @@ struct DeliveryServices: Sendable {
   let warned = WarnedMessages()
 }
 
+/// Where a notification to a sender goes: the addresses it has upstream, and the `[domain:]` that carries each; none
+/// when it cannot be sent. `lane` is the `[domain:]` of the message that it is about.
+public typealias BounceRouting =
+  @Sendable (_ sender: String, _ lane: String) -> [(address: String, account: String)]
+
 /// The delivery of queued mail to its upstreams.
 public final class Delivery: Sendable {
   let services: DeliveryServices
@@ -40,15 +45,14 @@ public final class Delivery: Sendable {
   /// - Parameters:
   ///   - loops: each account lives on one of them.
   ///   - ledgers: where the recipients of the last 24 hours are counted; nil forgets them with the process.
-  ///   - routeBounce: where a notification to this address goes: the address it has upstream, and the `[domain:]`
-  ///     that carries it; nil when it cannot be sent.
+  ///   - routeBounce: where a notification goes.
   ///   - departure: what the account of this name changes about a message; nil for nothing.
   public convenience init(
     store: any QueueStore, resolver: Resolver, loops: [EventLoop], time: any Timekeeper, settings: DeliverySettings,
     log: Logger, random: @escaping @Sendable () -> Double = { Double.random(in: 0...1) },
     ledgers: (any LedgerStore)? = nil,
     departure: @escaping @Sendable (String, String, Envelope) -> Departure? = { _, _, _ in nil },
-    routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
+    routeBounce: @escaping BounceRouting
   ) {
     self.init(
       store: store, resolver: resolver, seats: loops.map { Seat($0, time: time) }, time: time, settings: settings,
@@ -59,7 +63,7 @@ public final class Delivery: Sendable {
     store: any QueueStore, resolver: Resolver, seats: [Seat], time: any Timekeeper, settings: DeliverySettings,
     log: Logger, random: @escaping @Sendable () -> Double, ledgers: (any LedgerStore)? = nil,
     departure: @escaping @Sendable (String, String, Envelope) -> Departure? = { _, _, _ in nil },
-    routeBounce: @escaping @Sendable (String) -> (address: String, account: String)?
+    routeBounce: @escaping BounceRouting
   ) {
     self.seats = seats
     state = Mutex(State(settings: settings))
@@ -193,6 +197,9 @@ public final class Delivery: Sendable {
   func endOrder(_ id: QueueID) { state.withLock { _ = $0.ordered.remove(id) } }
 
   var all: [Account] { state.withLock { Array($0.accounts.values) } }
+
+  /// How many senders were told of what, since the start.
+  public var notificationCounts: NotificationCounts { services.bouncer.counter.value }
 
   /// The messages that are under way now.
   public func messagesUnderWay() async -> Set<QueueID> {

@@ -15,7 +15,8 @@ final class NotificationLimiter: Sendable {
   enum Answer: Sendable, Equatable {
     /// `withheld` were refused in the storm that is over now.
     case granted(withheld: Int)
-    /// - Parameter isFirst: the storm begins with this one: worth a line in the log, those that follow are not.
+    /// - Parameter isFirst: with this one the storm begins for its kind: worth a line in the log, those that follow are
+    ///   not.
     case refused(reason: String, isFirst: Bool)
   }
 
@@ -24,29 +25,33 @@ final class NotificationLimiter: Sendable {
   private struct Gauge {
     var bucket: TokenBucket
     let burst: Int
-    var withheld = 0
+    private(set) var withheld = 0
+    /// The kinds that the storm has reached.
+    private var refused: Set<NotificationKind> = []
 
     init(perHour: Int, burst: Int, now: MonotonicInstant) {
       bucket = TokenBucket(perHour: perHour, burst: burst, now: now)
       self.burst = burst
     }
 
-    mutating func grants(_ isFailure: Bool, _ now: MonotonicInstant) -> Bool {
-      isFailure || bucket.available(now: now) * 2 > burst
+    mutating func grants(_ kind: NotificationKind, _ now: MonotonicInstant) -> Bool {
+      kind == .failure || bucket.available(now: now) * 2 > burst
     }
 
     mutating func isFull(_ now: MonotonicInstant) -> Bool { bucket.available(now: now) >= burst }
 
     /// What the storm that has ended has held back; 0 when there was none, or it goes on.
     mutating func endOfStorm(_ now: MonotonicInstant) -> Int {
-      guard withheld > 0, isFull(now) else { return 0 }
-      defer { withheld = 0 }
+      guard !refused.isEmpty, isFull(now) else { return 0 }
+      defer { (withheld, refused) = (0, []) }
       return withheld
     }
 
-    mutating func refuse() -> Bool {
-      withheld += 1
-      return withheld == 1
+    /// - Returns: whether it is the first of its kind in this storm.
+    mutating func refuse(_ kind: NotificationKind) -> Bool {
+      // A warning of delay is only put off: it is asked for again.
+      if kind != .delay { withheld += 1 }
+      return refused.insert(kind).inserted
     }
   }
 
@@ -62,16 +67,16 @@ final class NotificationLimiter: Sendable {
   }
 
   /// Asks for a notification to `address`.
-  /// - Parameter isFailure: what is no failure may take the first half of a limit only: somebody who asks to hear of
-  ///   each delivery, or a backlog that is late, must not use up what those who lost mail are told with.
-  func ask(_ address: String, isFailure: Bool, now: MonotonicInstant) -> Answer {
+  /// - Parameter kind: what is no failure may take the first half of a limit only: somebody who asks to hear of each
+  ///   delivery, or a backlog that is late, must not use up what those who lost mail are told with.
+  func ask(_ address: String, _ kind: NotificationKind, now: MonotonicInstant) -> Answer {
     let address = address.lowercased()
     return state.withLock { state in
       var ended = state.total.endOfStorm(now)
-      if !state.total.grants(isFailure, now) || state.total.bucket.reserve(now: now) != nil {
+      if !state.total.grants(kind, now) || state.total.bucket.reserve(now: now) != nil {
         return .refused(
-          reason: "more than \(Self.totalBurst) notifications at once and \(Self.totalPerHour) an hour",
-          isFirst: isFailure && state.total.refuse())
+          reason: Self.excess(kind, "\(Self.totalBurst) notifications at once and \(Self.totalPerHour) an hour"),
+          isFirst: state.total.refuse(kind))
       }
       if state.byAddress.count >= Self.addressLimit {
         // What is full is as good as new. The limit for all keeps those that are not full below this number.
@@ -83,14 +88,19 @@ final class NotificationLimiter: Sendable {
       var gauge = state.byAddress[address] ?? Gauge(perHour: Self.perHour, burst: Self.burst, now: now)
       defer { state.byAddress[address] = gauge }
       ended += gauge.endOfStorm(now)
-      if !gauge.grants(isFailure, now) || gauge.bucket.reserve(now: now) != nil {
+      if !gauge.grants(kind, now) || gauge.bucket.reserve(now: now) != nil {
         state.total.bucket.refund()
         return .refused(
-          reason: "more than \(Self.burst) notifications to <\(address)> at once and \(Self.perHour) an hour",
-          isFirst: isFailure && gauge.refuse())
+          reason: Self.excess(
+            kind, "\(Self.burst) notifications to <\(address)> at once and \(Self.perHour) an hour"),
+          isFirst: gauge.refuse(kind))
       }
       return .granted(withheld: ended)
     }
+  }
+
+  private static func excess(_ kind: NotificationKind, _ limit: String) -> String {
+    kind == .failure ? "more than \(limit)" : "more than half of \(limit), of which the rest is for failures"
   }
 
   /// Gives back what was granted for a notification that could not be queued.

@@ -72,6 +72,7 @@ actor UpstreamConnection {
       return
     }
     capabilities = opening.capabilities
+    account.services.bouncer.sizes.note(capabilities.size, of: settings.name)
     peer = opening.peer
     roundTrip = opening.roundTrip
     lastUse = time.now

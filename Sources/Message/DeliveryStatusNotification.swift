@@ -81,6 +81,9 @@ public struct DeliveryStatusNotification: Sendable {
   public var recipients: [Recipient]
   /// How much of the original comes back; nil: the header only (RFC 3461 4.3 leaves the choice to us).
   public var ret: MailParameters.Return?
+  /// Whether it goes with SMTPUTF8, so that its header fields may hold UTF-8 (RFC 6532). Without, any server can
+  /// take it.
+  public var isInternationalized = false
   /// How often delivery was tried, and when for the first time: said to people when it was more than once.
   public var attempts = 0
   public var firstAttempt: Timestamp?
@@ -101,29 +104,30 @@ public struct DeliveryStatusNotification: Sendable {
   }
 
   /// Renders the report about `original`, a message with CRLF line ends.
-  public func compose(original: [UInt8]) -> [UInt8] {
-    let returned = returnedPart(of: original)
+  /// - Parameter isCut: `original` is only the beginning of the message.
+  public func compose(original: [UInt8], isCut: Bool = false) -> [UInt8] {
+    let returned = returnedPart(of: original, isCut: isCut)
     let text = explanation()
     let status = statusFields()
-    let isReturned8Bit = returned.contains { $0 >= 0x80 }
     let isText8Bit = text.utf8.contains { $0 >= 0x80 }
-    let boundary = Boundary.unused(seed: messageID + queueID, in: [returned, Array(text.utf8), Array(status.utf8)])
+    let boundary = Boundary.unused(
+      seed: messageID + queueID, in: [returned.octets, Array(text.utf8), Array(status.utf8)])
 
     var out: [UInt8] = []
-    out.reserveCapacity(returned.count + 4096)
+    out.reserveCapacity(returned.octets.count + 4096)
     func line(_ text: String) {
       out.append(contentsOf: text.utf8)
       out.append(contentsOf: [0x0d, 0x0a])
     }
     line("Date: \(RFC5322Date.format(date))")
     line("From: Mail Delivery System <MAILER-DAEMON@\(hostname)>")
-    line("To: <\(reversePath)>")
+    line("To: \(addressee)")
     line("Subject: \(subject)")
     line("Message-ID: <\(HeaderText.singleLine(messageID))>")
     line("Auto-Submitted: auto-replied")
     line("MIME-Version: 1.0")
     line("Content-Type: multipart/report; report-type=delivery-status;\r\n boundary=\"\(boundary)\"")
-    if isReturned8Bit || isText8Bit { line("Content-Transfer-Encoding: 8bit") }
+    if returned.encoding == "8bit" || isText8Bit { line("Content-Transfer-Encoding: 8bit") }
     line("")
     line("This is a delivery status notification in MIME format.")
     line("")
@@ -141,24 +145,68 @@ public struct DeliveryStatusNotification: Sendable {
     out.append(contentsOf: status.utf8)
     line("")
     line("--\(boundary)")
-    line("Content-Type: \(ret == .full ? "message/rfc822" : "text/rfc822-headers")")
-    if isReturned8Bit { line("Content-Transfer-Encoding: 8bit") }
-    line("Content-Description: \(ret == .full ? "The message" : "The header of the message")")
+    line("Content-Type: \(returned.type)")
+    if let encoding = returned.encoding { line("Content-Transfer-Encoding: \(encoding)") }
+    line("Content-Description: \(returned.description)")
     line("")
-    out.append(contentsOf: returned)
+    out.append(contentsOf: returned.octets)
     line("")
     line("--\(boundary)--")
     return out
   }
 
-  private func returnedPart(of original: [UInt8]) -> [UInt8] {
-    var part = original
-    if ret != .full {
-      let range = original.withUnsafeBytes { HeaderView($0).headerRange }
-      part = Array(original[range])
+  /// The part that returns the message or its header, as it is written.
+  private struct Returned {
+    var type: String
+    /// nil for 7bit.
+    var encoding: String?
+    var description: String
+    var octets: [UInt8]
+  }
+
+  /// A header with UTF-8 cannot go as it is where SMTPUTF8 is not: message/global and message/global-headers may then
+  /// be encoded (RFC 6532 3.7, RFC 6533 6.3), as message/rfc822 may not. In base64, because servers that look into
+  /// parts leave that alone, and because it grows by a third at most. Octets that are no UTF-8 were never right, and
+  /// come back as they are, in a part that says 8bit.
+  private func returnedPart(of original: [UInt8], isCut: Bool) -> Returned {
+    let isWhole = ret == .full
+    let (header, isHeaderCut) = original.withUnsafeBytes { bytes in
+      let view = HeaderView(bytes)
+      // Where the end of the header is missing, the last field that is there is cut somewhere.
+      let isHeaderCut = isCut && view.bodyStart == bytes.count
+      let end = isHeaderCut ? view.fields.dropLast().last?.field.upperBound : view.headerRange.upperBound
+      return (0..<(end ?? 0), isHeaderCut)
     }
-    if part.suffix(2) != [0x0d, 0x0a] { part += [0x0d, 0x0a] }
-    return part
+    var octets = isWhole ? original : Array(original[header])
+    if octets.suffix(2) != [0x0d, 0x0a] { octets += [0x0d, 0x0a] }
+    let what = isWhole ? "The message" : isHeaderCut ? "The beginning of its header" : "The header of the message"
+    let isUTF8 =
+      original[header].contains { $0 >= 0x80 } && String(validating: original[header], as: UTF8.self) != nil
+    guard isUTF8 else {
+      return Returned(
+        type: isWhole ? "message/rfc822" : "text/rfc822-headers",
+        encoding: octets.contains { $0 >= 0x80 } ? "8bit" : nil, description: what, octets: octets)
+    }
+    let type = isWhole ? "message/global" : "message/global-headers"
+    if isInternationalized { return Returned(type: type, encoding: "8bit", description: what, octets: octets) }
+    return Returned(type: type, encoding: "base64", description: what, octets: Self.base64(octets))
+  }
+
+  private static func base64(_ octets: [UInt8]) -> [UInt8] {
+    var out: [UInt8] = []
+    // 57 octets make a line of 76 (RFC 2045 6.8).
+    for start in stride(from: 0, to: octets.count, by: 57) {
+      Base64.encode(octets[start..<min(start + 57, octets.count)], into: &out)
+      out += [0x0d, 0x0a]
+    }
+    return out
+  }
+
+  /// The value of To. An address that could not stand there without SMTPUTF8 is the name of a group without members,
+  /// as when mail is downgraded (RFC 6857 3.1.8).
+  private var addressee: String {
+    guard reversePath.needsSMTPUTF8, !isInternationalized else { return "<\(reversePath)>" }
+    return "\(HeaderText.encodedWords(reversePath.description, column: 4)) :;"
   }
 
   private var subject: String {
@@ -241,7 +289,8 @@ public struct DeliveryStatusNotification: Sendable {
   private func statusFields() -> String {
     var out = ""
     func field(_ name: String, _ value: String) {
-      let clean = Self.ascii(HeaderText.singleLine(value))
+      // With the name, below the 998 octets of a line (RFC 5322 2.1.1) also where it cannot be folded.
+      let clean = Self.ascii(HeaderText.singleLine(value), limit: 900)
       out += "\(name): \(HeaderText.fold(clean, column: name.utf8.count + 2))\r\n"
     }
     // Decoded, both of them: xtext is how SMTP carries them (RFC 3461 4), and nothing that a report knows.
@@ -268,11 +317,18 @@ public struct DeliveryStatusNotification: Sendable {
   }
 
   /// Characters outside ASCII as `\x{HEX}` (RFC 6533 3, utf-8-addr-unitext), because message/delivery-status is 7bit.
-  private static func ascii(_ text: String) -> String {
-    guard text.utf8.contains(where: { $0 >= 0x80 }) else { return text }
-    return text.unicodeScalars.map { scalar in
-      scalar.value < 0x80 ? String(Character(scalar)) : "\\x{\(String(scalar.value, radix: 16, uppercase: true))}"
-    }.joined()
+  /// - Parameter limit: in octets, once it is written so.
+  private static func ascii(_ text: String, limit: Int) -> String {
+    var out = ""
+    var length = 0
+    for scalar in text.unicodeScalars {
+      let piece =
+        scalar.value < 0x80 ? String(Character(scalar)) : "\\x{\(String(scalar.value, radix: 16, uppercase: true))}"
+      length += piece.utf8.count
+      if length > limit { break }
+      out += piece
+    }
+    return out
   }
 }
 

@@ -13,7 +13,7 @@ public struct Router: Sendable {
   private let localDomains: Set<String>
   /// The lowercased names of the upstreams that are enabled.
   private let upstreams: Set<String>
-  private let defaultDomain: String?
+  private var defaultDomain: String?
   /// Whose mapping also takes mail for a postmaster without one.
   private let defaultFrom: Mailbox?
   private let postmaster: Mailbox?
@@ -75,11 +75,19 @@ public struct Router: Sendable {
     return Explanation(steps: trace.steps, decision: decision)
   }
 
-  /// The route of a report that goes back to a sender; nil when there is none.
-  public func routeBounce(to mailbox: Mailbox, now: Timestamp = SystemTime().wallClock) -> Route? {
+  /// The routes of a report that goes back to a sender, several when the sender is an alias of several; none when
+  /// nobody has that address here.
+  /// - Parameter lane: the `[domain:]` that could not deliver. It carries the report when no rule names another one: who
+  ///   brought us mail must hear what became of it, `default_domain` or not.
+  public func routeBounce(
+    to mailbox: Mailbox, from lane: String, now: Timestamp = SystemTime().wallClock
+  ) -> [Route] {
+    var router = self
+    // The `[domain:]` may be gone when an operator gives its mail up; then any other one has to do.
+    router.defaultDomain = defaultDomain ?? (upstreams.contains(lane) ? lane : upstreams.min())
     var trace = Trace(isOn: false)
-    guard case .accept(let routes) = decide(.mailbox(mailbox), .null, .trusted, now, &trace) else { return nil }
-    return routes.first
+    guard case .accept(let routes) = router.decide(.mailbox(mailbox), .null, .trusted, now, &trace) else { return [] }
+    return routes
   }
 
   // MARK: - The rules

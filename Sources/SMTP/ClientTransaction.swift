@@ -57,6 +57,8 @@ public struct ClientTransaction: Sendable {
     public var needsReset: Bool
     /// The server has taken over what the sender wants to be told: it was given NOTIFY and the like (RFC 3461 5.2.1).
     public var passedOnDSN = false
+    /// Nothing was said to the server: the replies are our own.
+    public var isNotBegun = false
   }
 
   /// What RFC 3461 lets a client ask for.
@@ -129,7 +131,7 @@ public struct ClientTransaction: Sendable {
   public static func notBegun(recipients count: Int, _ obstacle: Reply) -> Outcome {
     Outcome(
       recipients: Array(repeating: .refused(obstacle, stage: .mail), count: count), isInDoubt: false, mustClose: false,
-      needsReset: false)
+      needsReset: false, isNotBegun: true)
   }
 
   // MARK: - Commands

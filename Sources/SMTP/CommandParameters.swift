@@ -28,9 +28,10 @@ extension Command {
         guard let ret = value.flatMap({ MailParameters.Return(rawValue: $0.uppercased()) }) else { throw bad(keyword) }
         parameters.ret = ret
       case "ENVID":
-        guard let value, !value.isEmpty, value.utf8.count <= 100, let decoded = XText.decode(value) else {
-          throw bad(keyword)
-        }
+        // Printable US-ASCII, before the encoding as behind it (RFC 3461 4.4).
+        guard let value, !value.isEmpty, value.utf8.count <= 100, let decoded = XText.decode(value),
+          decoded.utf8.allSatisfy({ $0 < 0x80 })
+        else { throw CommandError(501, "5.5.4", "Bad value of parameter ENVID: it takes printable ASCII, as xtext") }
         parameters.envelopeID = decoded
       default: throw unknown(keyword)
       }

@@ -44,6 +44,7 @@ public indirect enum Rule: Sendable, Hashable {
   case stripSTARTTLS
   case noPipelining
   case noChunking
+  case noSMTPUTF8
   /// Offers DSN (RFC 3461) and takes its parameters, which Gmail does not.
   case offersDSN
   /// Answers the MAIL after so many messages on a connection with 421, and closes it.

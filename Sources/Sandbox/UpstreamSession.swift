@@ -148,7 +148,7 @@ actor UpstreamSession {
       lines.append("ENHANCEDSTATUSCODES")
       if !script.has(.noPipelining) { lines.append("PIPELINING") }
       if !script.has(.noChunking) { lines.append("CHUNKING") }
-      lines.append("SMTPUTF8")
+      if !script.has(.noSMTPUTF8) { lines.append("SMTPUTF8") }
       if script.has(.offersDSN) { lines.append("DSN") }
       return lines.enumerated().map { ($0 == lines.count - 1 ? "250 " : "250-") + $1 }.joined(separator: "\n")
     }
@@ -241,7 +241,8 @@ actor UpstreamSession {
           say(tooLarge)
           return
         }
-      case ("BODY", "7BIT"), ("BODY", "8BITMIME"), ("SMTPUTF8", nil), ("AUTH", _?): continue
+      case ("SMTPUTF8", nil) where !upstream.withScript({ $0.has(.noSMTPUTF8) }): continue
+      case ("BODY", "7BIT"), ("BODY", "8BITMIME"), ("AUTH", _?): continue
       case ("RET", _?) where offersDSN, ("ENVID", _?) where offersDSN: continue
       default:
         violate("MAIL parameter \(parameter) was not offered")

@@ -1,5 +1,6 @@
 // The HTTP that the daemon speaks, as clients try it that mean well and others.
 
+import Delivery
 import Glibc
 import Network
 import Primitives
@@ -91,6 +92,18 @@ import Testing
       #expect(answer.contains("Connection: close\r\n"))
     }
     await door.service.stop()
+  }
+
+  @Test func notificationsAreCountedForMonitors() {
+    var report = Self.report()
+    var counts = NotificationCounts()
+    counts.sent = [.failure: 3, .delivery: 1]
+    counts.withheld = 2
+    report.add(counts)
+    for line in [
+      "notifications_total{kind=\"failure\"} 3", "notifications_total{kind=\"delay\"} 0",
+      "notifications_total{kind=\"delivery\"} 1", "notifications_withheld_total 2",
+    ] { #expect(report.metrics.contains("\nssmtp_mailer_\(line)\n"), "\(report.metrics)") }
   }
 
   @Test func aHeadOfAnySizeIsRefusedAtOnceAndHoldsNobodyUp() async throws {

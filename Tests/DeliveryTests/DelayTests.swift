@@ -231,7 +231,7 @@ import Testing
       let bench = try await Bench([Self.never])
       let delivery = Delivery(
         store: bench.store, resolver: Bench.resolver(bench.time), loops: [try .init(name: "delivery-jitter")],
-        time: bench.time, settings: .test(), log: bench.lines.logger, random: { random }, routeBounce: { _ in nil })
+        time: bench.time, settings: .test(), log: bench.lines.logger, random: { random }, routeBounce: { _, _ in [] })
       await delivery.configure([bench.settings], .test())
       let id = bench.store.nextID()
       let envelope = Envelope(

@@ -52,7 +52,11 @@ struct Bench {
       loops: [try EventLoop(name: "delivery-test")], time: time,
       settings: DeliverySettings(hostname: "mailer.example.test"), log: lines.logger, random: { 0.5 },
       departure: departure ?? { _, _, _ in nil },
-      routeBounce: { $0.hasSuffix("@nowhere.test") ? nil : ($0, "example.test") })
+      routeBounce: { sender, _ in
+        if sender.hasSuffix("@nowhere.test") { return [] }
+        if sender != "team@here.test" { return [(sender, "example.test")] }
+        return [("anna@example.test", "example.test"), ("bob@example.test", "example.test")]
+      })
     await delivery.configure([settings], DeliverySettings(hostname: "mailer.example.test"))
   }
 

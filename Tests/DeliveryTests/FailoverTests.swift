@@ -238,7 +238,7 @@ private final class MemoryLedgers: LedgerStore {
     let delivery = Delivery(
       store: bench.store, resolver: Bench.resolver(bench.time), loops: [try EventLoop(name: "delivery-limit")],
       time: bench.time, settings: .test(), log: bench.lines.logger, random: { 0.5 }, ledgers: ledgers,
-      routeBounce: { ($0, "example.test") })
+      routeBounce: { sender, _ in [(sender, "example.test")] })
     await delivery.configure([bench.settings], .test())
     return delivery
   }

@@ -121,6 +121,122 @@ import Testing
     await bench.end()
   }
 
+  @Test(arguments: [
+    Rule.answer(
+      .content, "552-5.7.0 This message was blocked because its content presents a\n552 5.7.0 risk", times: 1),
+    .answer(.content, "550 not this", times: 1), .answer(.mail, "552 5.3.4 too large", times: 1),
+    .recipient("nobody@", "550 5.7.1 blocked by policy"), .recipient("nobody@", "552 too much of it"),
+  ])
+  func whatWasRefusedIsNotRepeatedByTheNotification(rule: Rule) async throws {
+    let bench = try await Bench([rule])
+    let id = try await bench.submit([.test("nobody@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("Subject: test \(id)") && !report.contains("the body"))
+    #expect(report.contains("Content-Type: text/rfc822-headers"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func messageThatIsPutOffForItsContentUntilTheEndIsNotRepeatedEither() async throws {
+    let bench = try await Bench([.answer(.content, "451 4.3.0 scanner is busy", times: 1)])
+    let id = try await bench.submit([.test("a@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    await bench.settled(id, attempts: 1)
+    await bench.delivery.configure([bench.settings], .test { $0.queueLifetime = .zero })
+    bench.upstream.follow([.answer(.content, "451 4.3.0 scanner is busy", times: 1)])
+    bench.time.advance(by: .seconds(61))
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("gave up after 2 attempts") && !report.contains("the body"))
+    await bench.end()
+  }
+
+  @Test func contentThatEndsItsConnectionIsNotRepeated() async throws {
+    let bench = try await Bench([.disconnectAfterDot(times: 1)])
+    await bench.delivery.configure([bench.settings], .test { $0.queueLifetime = .zero })
+    try await bench.submit([.test("a@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    _ = await bench.lines.line(containing: "is notified by")
+    await bench.end()
+    let queued = try #require(bench.store.messages.values.first { $0.envelope.reversePath.isEmpty })
+    let report = String(decoding: queued.content.octets, as: UTF8.self)
+    #expect(report.contains("it may have arrived") && !report.contains("the body"))
+  }
+
+  /// The upstream of the scenario `size`, which does not announce its limit.
+  @Test(arguments: [(880_000, true), (950_000, false), (999_000, false)])
+  func notificationStaysBelowAMillionOctets(size: Int, isReturned: Bool) async throws {
+    let bench = try await Bench([Self.nobody, .maximumSize(1_000_000)])
+    let body = "the body\r\n" + String(repeating: "0123456789\r\n", count: size / 12)
+    try await bench.submit([.test("nobody@example.test")], body: body) { $0.returnFull = true }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("the body") == isReturned && report.contains("Status: 5.1.1"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func notificationFitsIntoWhatItsUpstreamHasAnnounced() async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    bench.delivery.services.bouncer.sizes.note(8_000, of: "example.test")
+    for (size, type) in [(4_000, "message/rfc822"), (7_900, "text/rfc822-headers")] {
+      let body = String(repeating: "x", count: size)
+      let id = try await bench.submit([.test("a@example.test")], body: body) { $0.returnFull = true }
+      #expect(await bench.delivery.bounce(id, by: "test") == .bounced)
+      let report = try #require(bench.store.messages.values.first)
+      #expect(String(decoding: report.content.octets, as: UTF8.self).contains("Content-Type: \(type)\r\n"))
+      #expect(report.content.octets.count <= 8_000)
+      #expect(try await bench.delivery.delete(report.id) == .deleted)
+    }
+    // A header alone may be too much.
+    let header = String(repeating: "X-Field: \(String(repeating: "y", count: 60))\r\n", count: 300)
+    let id = bench.store.nextID()
+    let envelope = Envelope(
+      reversePath: "jane@example.org", recipients: [.test("a@example.test")], arrival: bench.time.wallClock)
+    try await bench.store.append(id, envelope, .bytes(Array("\(header)\r\n".utf8)))
+    #expect(await bench.delivery.bounce(id, by: "test") == .bounced)
+    let report = try #require(bench.store.messages.values.first).content.octets
+    #expect(report.count <= 8_000 && String(decoding: report, as: UTF8.self).contains("The beginning of its header"))
+    var enabled = bench.settings
+    enabled.isEnabled = true
+    await bench.delivery.configure([enabled], .test())
+    _ = await bench.reports(1)
+    #expect(bench.delivery.services.bouncer.sizes.limit(of: "example.test") ?? 0 > 1_000_000, "what it says itself")
+    await bench.end()
+  }
+
+  // MARK: Addresses outside ASCII
+
+  @Test func senderInASCIIIsToldByAnUpstreamWithoutSMTPUTF8() async throws {
+    let bench = try await Bench([.noSMTPUTF8])
+    try await bench.submit([.test("j\u{F6}rg@example.test")]) { $0.smtpUTF8 = true }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("Status: 5.6.7") && report.contains("Final-Recipient: utf-8; j\\x{F6}rg@example.test"))
+    // The words are ours, and nobody else's.
+    #expect(report.contains("    The next server cannot take addresses outside ASCII"))
+    #expect(!report.contains("said:") && !report.contains("Remote-MTA") && !report.contains("Diagnostic-Code"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty && bench.upstream.statistics.violations.isEmpty)
+    #expect(bench.upstream.messages.allSatisfy { !$0.parameters.contains("SMTPUTF8") })
+  }
+
+  @Test func senderOutsideASCIIIsToldWithSMTPUTF8() async throws {
+    let bench = try await Bench([Self.nobody])
+    try await bench.submit([.test("nobody@example.test")]) {
+      $0.reversePath = "j\u{F6}rg@example.org"
+      $0.smtpUTF8 = true
+    }
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("To: <j\u{F6}rg@example.org>\r\n"))
+    await bench.end()
+    #expect(bench.upstream.messages.first?.parameters.contains("SMTPUTF8") == true)
+  }
+
+  @Test func aliasOfSeveralIsToldAtAllItsAddresses() async throws {
+    let bench = try await Bench([Self.nobody])
+    try await bench.submit(to: ["nobody@example.test"], from: "team@here.test")
+    let report = await bench.reports(1)[0]
+    #expect(report.contains("To: <team@here.test>\r\n"))
+    await bench.end()
+    #expect(bench.upstream.messages.map(\.recipients) == [["anna@example.test", "bob@example.test"]])
+  }
+
   @Test func reportSaysHowOftenDeliveryWasTriedAndWhatTheUpstreamSaidLast() async throws {
     let bench = try await Bench([
       .recipient("slow@", "450 4.2.1 too quickly", times: 2), .recipient("slow@", "550 5.2.1 disabled"),
@@ -231,31 +347,62 @@ import Testing
     #expect(bench.store.messages.isEmpty)
   }
 
+  @Test func reportsOfDeliveryBeyondTheLimitAreDroppedWithOneLine() async throws {
+    let bench = try await Bench()
+    for _ in 0..<14 { try await bench.submit([.test("a@example.test", .success)]) }
+    await bench.until { bench.store.removed.count >= 24 }
+    await bench.end()
+    #expect(bench.lines.all.filter { $0.contains("further reports of delivery are dropped") }.count == 1)
+    #expect(bench.upstream.messages.count == 24 && bench.store.messages.isEmpty)
+    let counts = bench.delivery.notificationCounts
+    #expect(counts.sent == [.delivery: 10] && counts.withheld == 4)
+  }
+
   @Test func whatIsNoFailureLeavesHalfOfTheLimitsToFailures() {
     let start = MonotonicInstant(nanoseconds: 0)
     let limiter = NotificationLimiter(now: start)
-    func grants(_ count: Int, isFailure: Bool) -> Int {
-      (0..<count).count { _ in limiter.ask("a@x", isFailure: isFailure, now: start) == .granted(withheld: 0) }
+    func grants(_ count: Int, _ kind: NotificationKind) -> Int {
+      (0..<count).count { _ in limiter.ask("a@x", kind, now: start) == .granted(withheld: 0) }
     }
-    #expect(grants(100, isFailure: false) == 10)
-    #expect(grants(10, isFailure: true) == 10, "those who lost mail are told all the same")
-    #expect(grants(1, isFailure: true) == 0)
+    #expect(grants(100, .delivery) == 10)
+    #expect(grants(10, .failure) == 10, "those who lost mail are told all the same")
+    #expect(grants(1, .failure) == 0)
+  }
+
+  @Test func stormIsSaidOnceOfEachKindAndWarningsOfDelayAreNotCounted() {
+    let start = MonotonicInstant(nanoseconds: 0)
+    let limiter = NotificationLimiter(now: start)
+    func isFirst(_ kind: NotificationKind) -> Bool? {
+      if case .refused(_, let isFirst) = limiter.ask("a@x", kind, now: start) { isFirst } else { nil }
+    }
+    for _ in 0..<10 { #expect(isFirst(.delivery) == nil) }
+    #expect(isFirst(.delay) == true && isFirst(.delay) == false)
+    #expect(isFirst(.delivery) == true && isFirst(.delivery) == false)
+    for _ in 0..<10 { #expect(isFirst(.failure) == nil) }
+    #expect(isFirst(.failure) == true && isFirst(.failure) == false)
+    #expect(limiter.ask("a@x", .failure, now: start + .seconds(7200)) == .granted(withheld: 4))
+    // The next one is told again.
+    for _ in 0..<19 { _ = limiter.ask("a@x", .failure, now: start + .seconds(7200)) }
+    guard case .refused(_, true) = limiter.ask("a@x", .delivery, now: start + .seconds(7200)) else {
+      Issue.record("no line for the next storm")
+      return
+    }
   }
 
   @Test func limiterBoundsAllAddressesTogetherAndEndsAStormWhenItsBucketIsFull() {
     let start = MonotonicInstant(nanoseconds: 0)
     let limiter = NotificationLimiter(now: start)
-    for number in 0..<100 { #expect(limiter.ask("a\(number)@x", isFailure: true, now: start) == .granted(withheld: 0)) }
+    for number in 0..<100 { #expect(limiter.ask("a\(number)@x", .failure, now: start) == .granted(withheld: 0)) }
     func isFirst(_ now: MonotonicInstant) -> Bool? {
-      if case .refused(_, let isFirst) = limiter.ask("b@x", isFailure: true, now: now) { isFirst } else { nil }
+      if case .refused(_, let isFirst) = limiter.ask("b@x", .failure, now: now) { isFirst } else { nil }
     }
     #expect(isFirst(start) == true && isFirst(start) == false)
     // One is granted every 7.2 seconds, and that does not end the storm.
     #expect(isFirst(start + .seconds(8)) == nil && isFirst(start + .seconds(8)) == false)
-    #expect(limiter.ask("b@x", isFailure: true, now: start + .seconds(3600)) == .granted(withheld: 3))
+    #expect(limiter.ask("b@x", .failure, now: start + .seconds(3600)) == .granted(withheld: 3))
     var granted = 0
     for second in 0..<3600 {
-      if case .granted = limiter.ask("c\(second)@x", isFailure: true, now: start + .seconds(7200 + second)) {
+      if case .granted = limiter.ask("c\(second)@x", .failure, now: start + .seconds(7200 + second)) {
         granted += 1
       }
     }

@@ -1,12 +1,13 @@
 // What an operator does to single messages.
 
-import Delivery
 import Primitives
 import SMTP
 import Sandbox
 import Spool
 import TestSupport
 import Testing
+
+@testable import Delivery
 
 @Suite(.timeLimit(.minutes(2))) struct OperatorTests {
   private func enable(_ bench: Bench) async {
@@ -139,6 +140,73 @@ import Testing
     #expect(!report.contains("support@example.test") && !report.contains("slow@other.test"))
     await bench.end()
     #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test func whoDidNotWantToHearOfFailuresIsNotSaidToHaveBeenTold() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 no")])
+    let id = try await bench.submit([.test("slow@example.test", .never)])
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.bounce(id, by: "sent by mistake") == .removedUntold)
+    #expect(await bench.delivery.bounce(id, by: "again") == .noSuchMessage)
+    await bench.end()
+    #expect(bench.store.messages.isEmpty && bench.upstream.messages.isEmpty)
+  }
+
+  @Test func failureThatWasReportedIsNotReportedTwiceAndTheLastReplyIsTold() async throws {
+    let bench = try await Bench([.recipient("slow@", "450 4.2.1 too quickly"), .recipient("nobody@", "550 5.1.1 no")])
+    let id = try await bench.submit([.test("nobody@example.test"), .test("slow@example.test")])
+    let first = await bench.reports(1)[0]
+    #expect(first.contains("nobody@example.test") && !first.contains("slow@example.test"))
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.bounce(id, by: "enough") == .bounced)
+    let second = await bench.reports(2)[1]
+    #expect(second.contains("slow@example.test") && !second.contains("nobody@example.test"))
+    #expect(second.contains("by the operator of this relay: enough; the last answer was: 450 4.2.1 too quickly"))
+    await bench.end()
+    #expect(bench.store.messages.isEmpty)
+  }
+
+  @Test(arguments: [("451 4.7.0 looks odd", false), ("450 4.2.1 too quickly", true)])
+  func contentThatWasPutOffIsNotReturnedByTheOperatorEither(reply: String, isReturned: Bool) async throws {
+    let bench = try await Bench([.recipient("slow@", reply)])
+    let id = try await bench.submit([.test("slow@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    await bench.settled(id, attempts: 1)
+    #expect(await bench.delivery.bounce(id, by: "enough") == .bounced)
+    #expect(await bench.reports(1)[0].contains("the body") == isReturned)
+    await bench.end()
+  }
+
+  @Test(arguments: [
+    (LostReply.behindContent, 2, "enough; it may have arrived: the connection broke 2 times behind the end", false),
+    (LostReply.inContent, 0, "enough; the last attempt had no answer: The connection to the next server", false),
+    (ClientTransaction.connectionLost, 0, "enough; the last attempt had no answer: The connection to the next", true),
+  ])
+  func lostConnectionIsNoAnswerOfAServer(last: Reply, doubts: Int, words: String, isReturned: Bool) async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    let id = try await bench.submit([.test("a@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    bench.store.update(id) { [now = bench.time.wallClock] state in
+      state.lanes["example.test"] = Lane(nextAttempt: now, attempts: 2, lastReply: "\(last)", inDoubt: doubts)
+    }
+    #expect(await bench.delivery.bounce(id, by: "enough") == .bounced)
+    let report = String(decoding: try #require(bench.store.messages.values.first).content.octets, as: UTF8.self)
+    #expect(report.contains(words) && !report.contains("the last answer was"))
+    #expect(report.contains("It is not known whether your message has reached:") == (doubts > 0))
+    #expect(report.contains("the body") == isReturned)
+    await bench.end()
+  }
+
+  @Test(arguments: [("550 not this", false), ("554 5.0.0 no", false), ("550 5.1.1 nobody", true)])
+  func deadContentIsReturnedOnlyWhereItWasNotRefused(reply: String, isReturned: Bool) async throws {
+    let bench = try await Bench { $0.isEnabled = false }
+    let id = try await bench.submit([.test("a@example.test")], body: "the body\r\n") { $0.returnFull = true }
+    bench.store.update(id) { state in
+      state.recipients[0] = .failed(reply)
+      state.deadReason = "too many notifications"
+    }
+    #expect(await bench.delivery.bounce(id, by: "the storm is over") == .bounced)
+    let report = try #require(bench.store.messages.values.first).content.octets
+    #expect(String(decoding: report, as: UTF8.self).contains("the body") == isReturned)
+    await bench.end()
   }
 
   @Test func messageUnderWayIsNotReturned() async throws {

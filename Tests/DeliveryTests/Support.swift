@@ -91,7 +91,8 @@ extension Bench {
     await delivery.stop(within: .seconds(30))
     let next = Delivery(
       store: store, resolver: Resolver(source: FixedNames(), time: time), loops: [try EventLoop(name: "delivery-next")],
-      time: time, settings: settings, log: lines.logger, random: { 0.5 }, routeBounce: { ($0, "example.test") })
+      time: time, settings: settings, log: lines.logger, random: { 0.5 },
+      routeBounce: { sender, _ in [(sender, "example.test")] })
     await next.configure([self.settings], settings)
     await next.recover(entries)
     return next

@@ -233,6 +233,68 @@ func expectWellFormed(_ message: [UInt8]) {
     #expect(message.contains("Content-Transfer-Encoding: 8bit"))
   }
 
+  @Test func aReplyOutsideASCIIMakesNoLineThatIsTooLong() throws {
+    var recipient = Self.failed
+    recipient.reply = Reply(550, "5.1.1", String(repeating: "\u{E9}\u{4E2D}", count: 300))
+    let bytes = try Self.make([recipient]).compose(original: Self.original)
+    expectWellFormed(bytes)
+    // Not cut within the form of a character.
+    let line = try #require(text(bytes).split(separator: "\r\n").first { $0.contains("\\x{E9}") })
+    #expect(line.hasSuffix("}") && line.utf8.count > 850)
+  }
+
+  @Test func aHeaderWithoutItsEndIsReturnedUpToTheLastWholeField() throws {
+    let report = try Self.make([Self.failed])
+    let beginning = Array("From: a@b\r\nSubject: hello\r\n world\r\nX-Long: one\r\n tw".utf8)
+    let cut = text(report.compose(original: beginning, isCut: true))
+    #expect(cut.contains("From: a@b\r\nSubject: hello\r\n world\r\n\r\n--") && !cut.contains("X-Long"))
+    #expect(cut.contains("Content-Description: The beginning of its header\r\n"))
+    let whole = text(report.compose(original: beginning))
+    #expect(whole.contains("X-Long: one\r\n tw\r\n"), "a message may be no more than a header")
+    let body = text(report.compose(original: beginning + Array("o\r\n\r\nbody".utf8), isCut: true))
+    #expect(body.contains("X-Long: one\r\n two\r\n"), "only the body is cut")
+  }
+
+  @Test(arguments: [MailParameters.Return.headers, .full])
+  func aHeaderInUTF8GoesInFormsThatAnyServerTakes(ret: MailParameters.Return) throws {
+    let header = "From: J\u{F6}rg <a@b>\r\nSubject: \u{4E2D}\u{6587}\r\n"
+    let original = Array("\(header)\r\nbody\r\n".utf8)
+    let expected = ret == .full ? original : Array(header.utf8)
+    var report = try Self.make([Self.failed])
+    report.ret = ret
+    let type = ret == .full ? "message/global" : "message/global-headers"
+    let bytes = report.compose(original: original)
+    expectWellFormed(bytes)
+    #expect(bytes.allSatisfy { $0 < 0x80 })
+    let parts = text(bytes).split(separator: "Content-Type: \(type)\r\nContent-Transfer-Encoding: base64\r\n")
+    let encoded = try #require(parts.last?.firstRange(of: "\r\n\r\n")).upperBound
+    let lines = try #require(parts.last)[encoded...].split(separator: "\r\n").prefix { !$0.hasPrefix("--") }
+    #expect(Base64.decode(lines.joined()) == expected)
+    // With SMTPUTF8 they need no disguise.
+    report.isInternationalized = true
+    let open = text(report.compose(original: original))
+    #expect(open.contains("Content-Type: \(type)\r\nContent-Transfer-Encoding: 8bit\r\n") && open.contains(header))
+  }
+
+  @Test func aHeaderWithOctetsThatAreNoUTF8ComesBackAsItIs() throws {
+    let original = Array("Subject: J".utf8) + [0xf6] + Array("rg\r\n\r\n".utf8)
+    let bytes = try Self.make([Self.failed]).compose(original: original)
+    #expect(text(bytes).contains("Content-Type: text/rfc822-headers\r\nContent-Transfer-Encoding: 8bit\r\n"))
+    #expect(bytes.contains(0xf6))
+  }
+
+  @Test func aSenderOutsideASCIIStandsInToOnlyWithSMTPUTF8() throws {
+    var report = try Self.make([Self.failed])
+    report.reversePath = try Mailbox(parsing: "j\u{F6}rg@x.example")
+    let bytes = report.compose(original: Self.original)
+    let end = try #require(text(bytes).firstRange(of: "\r\n\r\n"))
+    let header = text(bytes)[..<end.lowerBound]
+    #expect(
+      header.utf8.allSatisfy { $0 < 0x80 } && header.contains("\r\nTo: =?UTF-8?B?") && header.contains("?= :;\r\n"))
+    report.isInternationalized = true
+    #expect(text(report.compose(original: Self.original)).contains("\r\nTo: <j\u{F6}rg@x.example>\r\n"))
+  }
+
   @Test func anOriginalThatHoldsTheBoundaryGetsAnother() throws {
     let report = try Self.make([Self.failed])
     let first = Boundary.unused(seed: "m1@mx.exampleQ1", in: [])

@@ -130,13 +130,35 @@ import Testing
 
   @Test func reportGoesBackAlongTheSameRules() throws {
     let router = try router(mappings: table)
-    func bounce(_ text: String) throws -> String? {
-      router.routeBounce(to: try Mailbox(parsing: text)).map { "\($0.address) via \($0.account)" }
+    func bounce(_ text: String) throws -> [String] {
+      router.routeBounce(to: try Mailbox(parsing: text), from: "example.net").map { "\($0.address) via \($0.account)" }
     }
-    #expect(try bounce("sales@relay.example") == "s@example.com via example.com")
-    #expect(try bounce("x@example.net") == "x@example.net via example.net")
-    #expect(try bounce("x@foreign.example") == "x@foreign.example via example.com")
-    #expect(try bounce("nobody@relay.example") == nil)
+    #expect(try bounce("sales@relay.example") == ["s@example.com via example.com"])
+    #expect(try bounce("x@example.net") == ["x@example.net via example.net"])
+    #expect(try bounce("x@foreign.example") == ["x@foreign.example via example.com"])
+    #expect(try bounce("nobody@relay.example") == [])
+  }
+
+  @Test func reportToAnAliasReachesAllThatItStandsFor() throws {
+    let router = try router(mappings: mappings("all@relay.example -> a@example.com, b@example.com"))
+    let routes = router.routeBounce(to: try Mailbox(parsing: "all@relay.example"), from: "example.com")
+    #expect(routes.map(\.address.description) == ["a@example.com", "b@example.com"])
+  }
+
+  @Test func reportThatNoRuleCarriesGoesBackOverTheAccountThatFailed() throws {
+    let router = try router(mappings: table, global: "")
+    func bounce(_ text: String, from lane: String) throws -> [String] {
+      router.routeBounce(to: try Mailbox(parsing: text), from: lane).map { "\($0.address) via \($0.account)" }
+    }
+    #expect(try bounce("x@foreign.example", from: "example.net") == ["x@foreign.example via example.net"])
+    #expect(try bounce("x@foreign.example", from: "example.com") == ["x@foreign.example via example.com"])
+    // The one that is disabled, local or gone cannot carry anything; another one can.
+    for lane in ["", "relay.example", "gone.example"] {
+      #expect(try bounce("x@foreign.example", from: lane) == ["x@foreign.example via example.com"])
+    }
+    #expect(try bounce("x@example.com", from: "example.net") == ["x@example.com via example.com"])
+    #expect(try bounce("nobody@relay.example", from: "example.net") == [], "that is ours, and nobody")
+    #expect(try router.summary("x@foreign.example", from: "a@b.example", .trusted) == noRoute)
   }
 
   @Test func explanationTellsTheStepsAndTheSameDecision() throws {

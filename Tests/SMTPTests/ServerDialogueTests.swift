@@ -251,6 +251,7 @@ struct Dialogue {
 
   @Test(arguments: [
     "MAIL FROM:<a@b> ENVID=a+0Db", "MAIL FROM:<a@b> ENVID=+ZZ", "MAIL FROM:<a@b> ENVID=a=b", "MAIL FROM:<a@b> RET=X",
+    "MAIL FROM:<a@b> ENVID=+C3+A9", "MAIL FROM:<a@b> SMTPUTF8 ENVID=\u{E9}",
     "RCPT TO:<a@b> NOTIFY=NEVER,DELAY", "RCPT TO:<a@b> NOTIFY=", "RCPT TO:<a@b> ORCPT=x",
     "RCPT TO:<a@b> ORCPT=rfc822;+0A",
     "RCPT TO:<a@b> ORCPT=rfc822;", "RCPT TO:<a@b> ORCPT=rfc@822;a",

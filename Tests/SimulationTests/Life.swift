@@ -151,7 +151,7 @@ final class Life: @unchecked Sendable {
       settings: Self.settings, log: Logger(label: "simulation") { _ in SwiftLogNoOpLogHandler() },
       random: { [simulator] in Double(simulator.random.below(1000)) / 1000 },
       ledgers: LedgerFiles(directory: Platter.ledger, disk: disk, queue: SimulatedQueue(simulator)),
-      routeBounce: { ($0, Self.accounts[0]) })
+      routeBounce: { sender, _ in [(sender, Self.accounts[0])] })
   }
 
   private static let settings: DeliverySettings = {
