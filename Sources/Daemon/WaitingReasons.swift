@@ -19,7 +19,9 @@ struct WaitingReasons {
   var lines: [String] {
     if word == .active { return ["it is being delivered at this moment"] }
     var lines: [String] = []
-    if let reason = state.deadReason {
+    if let reason = state.deadReason, !entry.lanes.isEmpty {
+      lines.append("nobody was told of a failure: \(reason)")
+    } else if let reason = state.deadReason {
       lines.append(
         isNotification
           ? "dead: it cannot be delivered, and as a notification not be returned; it is kept until you delete it"

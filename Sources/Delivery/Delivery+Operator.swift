@@ -37,7 +37,9 @@ extension Delivery {
       state.isHeld = true
       state.note(LifeEvent(time: now, kind: .held, text: reason))
     }
-    for name in Set(envelope.recipients.map(\.account)) { await account(name).forget(id) }
+    // Whose recipients are not to be read may still be in the memory of any account.
+    let known = Set(envelope.recipients.map(\.account))
+    for account in known.isEmpty ? all : known.map(account) { await account.forget(id) }
     services.log.notice("\(id): on hold: \(reason)")
     return true
   }
