@@ -12,8 +12,9 @@ enum QueueChannel {
   case stopped(StoppedQueue)
 
   /// The daemon if one answers, else its queue.
-  static func open(_ options: ConfigurationOptions) throws(CommandFailure) -> QueueChannel {
-    let places = options.places()
+  /// - Parameter changing: whether the command is to change the queue.
+  static func open(_ options: ConfigurationOptions, changing: Bool) throws(CommandFailure) -> QueueChannel {
+    let places = try options.places(changing: changing)
     let client = AdminClient(socket: places.adminSocket)
     // One that may not be asked says so itself.
     guard client.presence() == .nobody else { return .daemon(client) }
@@ -44,9 +45,9 @@ enum QueueChannel {
 
   /// Opens the queue, runs `body`, and makes durable what it did.
   static func use(
-    _ options: ConfigurationOptions, _ body: (QueueChannel) async throws -> Void
+    _ options: ConfigurationOptions, changing: Bool = false, _ body: (QueueChannel) async throws -> Void
   ) async throws {
-    try await use(try open(options), body)
+    try await use(try open(options, changing: changing), body)
   }
 
   static func use(_ channel: QueueChannel, _ body: (QueueChannel) async throws -> Void) async throws {

@@ -47,7 +47,7 @@ struct QueueExport: AsyncParsableCommand {
     if let queueDirectory {
       queue = queueDirectory
     } else {
-      let places = options.places()
+      let places = try options.places()
       guard AdminClient(socket: places.adminSocket).presence() == .nobody else {
         throw CommandFailure(
           .unavailable, "the daemon runs, so its queue is not what has to be salvaged: export without --salvage")

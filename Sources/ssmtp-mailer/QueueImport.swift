@@ -23,7 +23,7 @@ struct QueueImport: AsyncParsableCommand {
   var directory: String
 
   func run() async throws {
-    try await QueueChannel.use(options) { channel in
+    try await QueueChannel.use(options, changing: true) { channel in
       let names = try OperatorFiles.names(directory)
       let known = Set(names)
       var last: ExitStatus?

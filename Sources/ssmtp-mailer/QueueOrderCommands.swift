@@ -107,7 +107,7 @@ struct QueueRetry: AsyncParsableCommand {
   @OptionGroup var messages: MessageSelection
 
   func run() async throws {
-    try await QueueChannel.use(options) { channel in
+    try await QueueChannel.use(options, changing: true) { channel in
       let done = channel.isStopped ? "to be tried when the daemon starts" : "to be tried now"
       try await OrderRun(order: .retry, done: done, selection: messages).run(channel)
     }
@@ -123,7 +123,7 @@ struct QueueHold: AsyncParsableCommand {
   var reason: String?
 
   func run() async throws {
-    try await QueueChannel.use(options) { channel in
+    try await QueueChannel.use(options, changing: true) { channel in
       try await OrderRun(order: .hold, done: "held", selection: messages, reason: reason).run(channel)
     }
   }
@@ -138,7 +138,7 @@ struct QueueRelease: AsyncParsableCommand {
   var reason: String?
 
   func run() async throws {
-    try await QueueChannel.use(options) { channel in
+    try await QueueChannel.use(options, changing: true) { channel in
       try await OrderRun(order: .release, done: "released", selection: messages, reason: reason).run(channel)
     }
   }
@@ -158,7 +158,7 @@ struct QueueDelete: AsyncParsableCommand {
 
   func run() async throws {
     if messages.all { try confirm("delete", isConfirmed: yes) }
-    try await QueueChannel.use(options) { channel in
+    try await QueueChannel.use(options, changing: true) { channel in
       try await OrderRun(order: .delete, done: "deleted", selection: messages).run(channel)
     }
   }
@@ -177,7 +177,7 @@ struct QueueBounce: AsyncParsableCommand {
 
   func run() async throws {
     if messages.all { try confirm("bounce", isConfirmed: yes) }
-    try await QueueChannel.use(options) { channel in
+    try await QueueChannel.use(options, changing: true) { channel in
       if channel.isStopped {
         throw CommandFailure(.unavailable, "only the daemon can return mail, and it does not run: start it first")
       }
