@@ -125,6 +125,36 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     #expect(!message.envelope.smtpUTF8)
   }
 
+  @Test func aMarkerSaysWhichMessageItIsOf() throws {
+    let time = ManualTime()
+    let (envelope, state) = rich(time)
+    let id = QueueID(rawValue: 1_795_000_000_000_000)
+    let document = MessageDocument(id, envelope, state)
+    let marker = ImportMarker(id, document, .init(octets: 17, crc32c: 0xabc))
+    #expect(try ImportMarker(Array(marker.text.utf8)) == marker)
+    #expect(marker.text.hasPrefix("id \(id)\noctets 17\ncrc32c 00000abc\nsender jane@example.org\n"))
+    var other = document
+    other.recipients.removeLast()
+    #expect(ImportMarker(id, other, marker.content) != marker)
+    other = document
+    other.arrival = nil
+    #expect(ImportMarker(id, other, marker.content) != marker)
+    #expect(ImportMarker(id, document, .init(octets: 17, crc32c: 0xabd)) != marker)
+    var bounce = document
+    (bounce.sender, bounce.arrival) = ("", nil)
+    let bare = ImportMarker(id, bounce, marker.content)
+    #expect(try ImportMarker(Array(bare.text.utf8)) == bare)
+  }
+
+  @Test(arguments: [
+    ("", "no id"), ("\n", "no id"), ("id nonsense\n", "no id"), ("316pmr2xzyx\n", "no id"),
+    ("id 316pmr2xzyx\noctets 1\n", "not the message"),
+  ])
+  func aMarkerWithoutAMessageIsNone(_ text: String, _ words: String) {
+    let error = #expect(throws: MessageDocument.Malformed.self) { _ = try ImportMarker(Array(text.utf8)) }
+    #expect(error?.description.contains(words) == true, "\(String(describing: error))")
+  }
+
   @Test(arguments: [100, 1_200_000]) func aMessageGoesFromOneQueueIntoAnother(_ size: Int) async throws {
     let (source, target) = (try TemporaryQueue(), try TemporaryQueue())
     let (envelope, state) = rich(source.time)
