@@ -70,7 +70,7 @@ extension ConfigurationOptions {
         let names = places.missing.joined(separator: " and ")
         throw CommandFailure(
           .configuration,
-          "\(mistake). Nothing is changed while that may hide \(names): correct it, or say "
+          "a mistake may hide \(names) (\(mistake)), so nothing is changed: correct it, or say "
             + places.missing.map { "--set global.\($0)=PATH" }.joined(separator: " "))
       }
       Terminal.complain(

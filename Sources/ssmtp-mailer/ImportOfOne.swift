@@ -28,7 +28,11 @@ struct ImportOfOne {
     try mark.commit()
     try OperatorFiles.sync(directory)
     try await handOver(id, document, file)
-    let place = try finish()
+    let place: String
+    do throws(CommandFailure) { place = try finish() } catch {
+      throw CommandFailure(
+        error.status, "it is queued as \(id), but \(error): mend that and import again, which moves the files only")
+    }
     tell("\(name) is queued as \(id)\(place == name ? "" : "; its files are now imported/\(place).*")")
   }
 
