@@ -15,7 +15,8 @@ public struct AdminClient: Sendable {
     }
   }
 
-  private let socket: String
+  /// The path of the daemon's `admin_socket`.
+  public let socket: String
   private static let timeoutSeconds = 60
   private static let transferSeconds = 600
 
@@ -56,7 +57,8 @@ public struct AdminClient: Sendable {
   }
 
   /// Gets something large, piece by piece.
-  /// - Parameter receive: takes a piece; false ends the transfer. Called for an answer of status 200 only.
+  /// - Parameter receive: takes a piece; false ends the transfer, which is then no error: the receiver knows why. Called
+  ///   for an answer of status 200 only.
   public func download(
     _ path: String, receive: @escaping (UnsafeRawBufferPointer) -> Bool
   ) throws(CommandFailure) -> Response {
@@ -106,7 +108,8 @@ public struct AdminClient: Sendable {
       curl_set_write(handle, Self.collect, context)
       return curl_easy_perform(handle)
     }
-    guard code == CURLE_OK else { throw failure(code, handle) }
+    let isEnded = code == CURLE_WRITE_ERROR && transfer.isEnded
+    guard code == CURLE_OK || isEnded else { throw failure(code, handle) }
     var status = 0
     curl_get_long(handle, CURLINFO_RESPONSE_CODE, &status)
     return Response(status: status, body: transfer.bytes)
@@ -134,6 +137,8 @@ public struct AdminClient: Sendable {
     var receive: ((UnsafeRawBufferPointer) -> Bool)?
     var send: ((UnsafeMutableRawBufferPointer) -> Int?)?
     var size = 0
+    /// Whether the receiver wanted no more.
+    var isEnded = false
     var handle: UnsafeMutableRawPointer?
     var isLarge: Bool { receive != nil || send != nil }
   }
@@ -146,7 +151,10 @@ public struct AdminClient: Sendable {
     if let receive = transfer.receive, let handle = transfer.handle {
       var status = 0
       curl_get_long(handle, CURLINFO_RESPONSE_CODE, &status)
-      if status == 200 { return receive(piece) ? length : 0 }
+      if status == 200 {
+        transfer.isEnded = !receive(piece)
+        return transfer.isEnded ? 0 : length
+      }
     }
     transfer.bytes.append(contentsOf: piece)
     return length

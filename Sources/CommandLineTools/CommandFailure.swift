@@ -7,6 +7,8 @@ public enum ExitStatus: Int32, Sendable, Hashable {
   case data = 65
   case noUser = 67
   case unavailable = 69
+  /// A file or an output took not all that was written.
+  case inputOutput = 74
   case tryAgain = 75
   case refused = 77
   case configuration = 78

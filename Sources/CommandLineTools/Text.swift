@@ -71,14 +71,25 @@ public struct RunningTable: Sendable {
 
 /// Text that came over a network, made fit for a terminal.
 public enum TerminalText {
-  /// Control characters (C0, DEL, C1) and line separators become blanks: no reply may move the cursor.
+  /// Control characters (C0, DEL, C1) and line separators become blanks: no reply may move the cursor. Those that turn
+  /// the direction of the text (UAX #9) are shown as `\u{202E}`: an address is to be read as it is.
   public static func clean(_ text: String) -> String {
     func isControl(_ value: UInt32) -> Bool {
       value < 0x20 || (0x7f...0x9f).contains(value) || value == 0x2028 || value == 0x2029
     }
-    guard text.unicodeScalars.contains(where: { isControl($0.value) }) else { return text }
+    func turns(_ value: UInt32) -> Bool {
+      (0x202a...0x202e).contains(value) || (0x2066...0x2069).contains(value) || value == 0x200e || value == 0x200f
+        || value == 0x061c
+    }
+    guard text.unicodeScalars.contains(where: { isControl($0.value) || turns($0.value) }) else { return text }
     var result = String.UnicodeScalarView()
-    for scalar in text.unicodeScalars { result.append(isControl(scalar.value) ? " " : scalar) }
+    for scalar in text.unicodeScalars {
+      if turns(scalar.value) {
+        result.append(contentsOf: scalar.escaped(asASCII: true).unicodeScalars)
+      } else {
+        result.append(isControl(scalar.value) ? " " : scalar)
+      }
+    }
     return String(result)
   }
 

@@ -103,8 +103,8 @@ func quoted(_ text: some StringProtocol) -> String {
 
 // MARK: - Nearest names
 
-/// ` ; did you mean …?` when a name is close to what was written, else the list of what is known.
-func suggestion(for text: String, among names: [String], noun: String) -> String {
+/// `; did you mean …?` when a name is close to what was written, else the list of what is known.
+public func suggestion(for text: String, among names: [String], noun: String) -> String {
   let ranked = names.map { (distance: editDistance(text.lowercased(), $0.lowercased()), name: $0) }
   guard let best = ranked.min(by: { $0.distance < $1.distance }) else { return "" }
   if best.distance <= max(2, text.count / 2) { return "; did you mean \(best.name)?" }

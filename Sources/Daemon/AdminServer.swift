@@ -14,13 +14,16 @@ struct AdminServer: Sendable {
 
   init(
     store: any QueueStore, delivery: Delivery, time: any Timekeeper, log: Logger,
+    maximumSize: @escaping @Sendable () -> Int?,
     status: @escaping @Sendable () async -> StatusReport
   ) {
     let reports = QueueReports(
       store: store, time: time, underWay: { await delivery.messagesUnderWay() },
       accounts: { await delivery.snapshots() })
     let orders = QueueOrders(reports: reports, taker: DeliveryOrders(store: store, delivery: delivery), log: log)
-    queue = QueueAPI(reports: reports, orders: orders)
+    var queue = QueueAPI(reports: reports, orders: orders)
+    queue.maximumSize = maximumSize
+    self.queue = queue
     verdicts = { id in
       // In this order: what leaves the queue between the two has got its verdict before.
       let isQueued = try await store.readEnvelope(id) != nil

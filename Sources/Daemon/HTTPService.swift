@@ -168,7 +168,22 @@ private actor HTTPConnection {
     return piece
   }
 
-  private func send(_ answer: AdminResponse, on stream: ByteStream) async throws {
+  private static let pieceSize = 1 << 18
+
+  /// The first piece of a content, so that one that cannot be read is not promised.
+  private func beginning(of content: Content) async throws(QueueError) -> [UInt8] {
+    guard case .file(let file) = content, file.count > 0 else { return [] }
+    let piece = try await file.read(at: 0, count: Self.pieceSize)
+    if piece.isEmpty { throw .corrupt(file: "the content", offset: 0, detail: "nothing of it is there") }
+    return piece
+  }
+
+  private func send(_ given: AdminResponse, on stream: ByteStream) async throws {
+    var answer = given
+    var piece: [UInt8] = []
+    do throws(QueueError) { piece = try await beginning(of: given.body) } catch {
+      answer = try AdminResponse(500, "\(error)")
+    }
     var fields = [("Content-Type", answer.contentType), ("Content-Length", "\(answer.body.count)")]
     if answer.status == 405 { fields.append(("Allow", "GET")) }
     Self.put(answer.status, fields, on: stream)
@@ -180,7 +195,7 @@ private actor HTTPConnection {
     case .file(let file):
       var offset = 0
       while offset < file.count {
-        let piece = try await file.read(at: offset, count: 1 << 18)
+        if offset > 0 { piece = try await file.read(at: offset, count: Self.pieceSize) }
         // The client sees that its answer is too short.
         if piece.isEmpty { throw NetworkError.endOfStream }
         stream.append { $0 += piece }

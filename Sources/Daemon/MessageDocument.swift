@@ -153,6 +153,7 @@ public struct MessageDocument: Codable, Sendable, Equatable {
 
   /// Reads a document.
   public init(json: [UInt8]) throws(Malformed) {
+    try Self.checkNames(Data(json))
     let decoder = JSONDecoder()
     decoder.keyDecodingStrategy = .convertFromSnakeCase
     do { self = try decoder.decode(MessageDocument.self, from: Data(json)) } catch {
@@ -195,6 +196,12 @@ public struct MessageDocument: Codable, Sendable, Equatable {
     if let format, format != 1 { throw bad("format \(format) is of a later release") }
     if recipients.isEmpty { throw bad("there are no recipients") }
     if !sender.isEmpty { try Self.check(sender, "sender") }
+    // As the front door has it (RFC 6531 3.4), for the addresses that were given there: what a mapping makes of one is
+    // the configuration's affair.
+    let given = [sender] + recipients.map { $0.original ?? $0.address }
+    if !(smtpUTF8 ?? false), let address = given.first(where: { $0.utf8.contains { $0 >= 0x80 } }) {
+      throw bad("\(address) is not ASCII: such an address needs \"smtp_utf8\": true, and an upstream with SMTPUTF8")
+    }
     var state = MessageState()
     var list: [Recipient] = []
     for (index, recipient) in recipients.enumerated() {

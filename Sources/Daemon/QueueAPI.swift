@@ -61,6 +61,8 @@ public struct AdminResponse: Sendable {
 struct QueueAPI: Sendable {
   let reports: QueueReports
   let orders: QueueOrders
+  /// The `max_message_size` of the front door, in octets; nil when there is nobody who keeps one.
+  var maximumSize: @Sendable () -> Int? = { nil }
   private let given = GivenIDs()
 
   init(reports: QueueReports, orders: QueueOrders) {
@@ -207,7 +209,8 @@ struct QueueAPI: Sendable {
       return try AdminResponse(409, "\(id) was not given out for an import, or has been used: ask for a new one")
     }
     let accounts = await reports.accounts().map { all in Set(all.filter(\.isConfigured).map { $0.name.lowercased() }) }
-    var intake = MessageIntake(id: id, store: store, now: reports.time.wallClock, accounts: accounts)
+    var intake = MessageIntake(
+      id: id, store: store, now: reports.time.wallClock, accounts: accounts, maximumSize: maximumSize())
     let content: Content
     do {
       // Who hangs up in the middle of a body is not heard: what is refused is read to its end all the same.
@@ -255,6 +258,8 @@ private struct MessageIntake {
   let now: Timestamp
   /// The names of all `[domain:]`; nil when they are not known.
   let accounts: Set<String>?
+  /// In octets; nil when it is not known.
+  let maximumSize: Int?
   private(set) var document: MessageDocument?
   private(set) var message: (envelope: Envelope, state: MessageState)?
   private var wanted = 0
@@ -267,12 +272,15 @@ private struct MessageIntake {
   /// Contents above this size go into a file of their own, as those of the front door do.
   private static let memoryLimit = 256 << 10
   private static let pieceSize = 1 << 20
+  /// What the relay and its filters may have put on top of a message that came in by the front door.
+  private static let ownFields = 64 << 10
 
-  init(id: QueueID, store: any QueueStore, now: Timestamp, accounts: Set<String>?) {
+  init(id: QueueID, store: any QueueStore, now: Timestamp, accounts: Set<String>?, maximumSize: Int?) {
     self.id = id
     self.store = store
     self.now = now
     self.accounts = accounts
+    self.maximumSize = maximumSize
   }
 
   mutating func take(_ piece: [UInt8]) async throws {
@@ -306,6 +314,10 @@ private struct MessageIntake {
     guard let octets = document.content?.octets else {
       throw MessageDocument.Malformed(description: "the size of the content is missing")
     }
+    if let maximumSize, octets > maximumSize + Self.ownFields {
+      throw MessageDocument.Malformed(
+        description: "the content has \(octets) octets, and max_message_size in [global] is \(maximumSize)")
+    }
     if !store.admits(octets) { throw QueueError.full }
     wanted = octets
     self.document = document
@@ -316,6 +328,9 @@ private struct MessageIntake {
     guard count <= wanted else { throw wrongSize }
     piece.withUnsafeBytes { scanner.scan($0) }
     if scanner.sawBareLineBreak { throw Self.bareLineBreak }
+    if piece.contains(0) {
+      throw MessageDocument.Malformed(description: "the content has a NUL, which no mail may have (RFC 2045 2.8)")
+    }
     gathered += piece
     guard let writer, gathered.count >= Self.pieceSize else { return }
     try await writer.write(gathered)

@@ -198,7 +198,9 @@ public final class Relay: Sendable {
   public func breakOffDelivery() async { await delivery.stop(within: .zero) }
 
   private func startAdmin(_ path: String) {
-    let admin = AdminServer(store: spool, delivery: delivery, time: time, log: log, status: { await self.report() })
+    let admin = AdminServer(
+      store: spool, delivery: delivery, time: time, log: log,
+      maximumSize: { self.state.withLock { $0.settings.global.maxMessageSize } }, status: { await self.report() })
     let service = HTTPService(loop: adminLoop) { try await admin.answer($0, $1) }
     do throws(NetworkError) { service.listen(on: try Listener(bindingTo: path, mode: 0o660)) } catch {
       log.error("admin_socket: the admin socket cannot be served: \(error)")

@@ -48,14 +48,31 @@ extension AdminClient {
 
 extension ConfigurationOptions {
   /// Where the daemon answers and where its queue is. A configuration with mistakes must not keep an operator from a
-  /// daemon that runs with the one before.
-  func places() -> (adminSocket: String, queueDir: String) {
+  /// daemon that runs with the one before; but neither may it send him to a queue that he does not mean.
+  /// - Parameter changing: whether the command is to change the queue.
+  /// - Throws: ``CommandFailure`` with status 78.
+  func places(changing: Bool = false) throws(CommandFailure) -> Places {
     do throws(ConfigurationError) {
       let global = try read().settings.global
-      return (global.adminSocket, global.queueDir)
+      return Places(adminSocket: global.adminSocket, queueDir: global.queueDir)
     } catch {
       let count = error.diagnostics.count { $0.severity == .error }
+      if let mistake = error.diagnostics.first(where: { $0.origin == .commandLine }) {
+        throw CommandFailure(.configuration, mistake.description)
+      }
       let places = Settings.places(path: path, overrides: pairs)
+      if let why = places.unreadable, isNamed {
+        throw CommandFailure(
+          .configuration,
+          "\(path): the configuration cannot be read: \(why). It was named, so no other is taken instead")
+      }
+      if changing, let mistake = places.hiding.first, !places.missing.isEmpty {
+        let names = places.missing.joined(separator: " and ")
+        throw CommandFailure(
+          .configuration,
+          "a mistake may hide \(names) (\(mistake)), so nothing is changed: correct it, or say "
+            + places.missing.map { "--set global.\($0)=PATH" }.joined(separator: " "))
+      }
       Terminal.complain(
         "warning: the configuration has \(Quantity.count(count, "mistake")), see `ssmtp-mailer config check`; using "
           + "\(places.adminSocket) and \(places.queueDir)")
@@ -63,5 +80,5 @@ extension ConfigurationOptions {
     }
   }
 
-  func adminClient() -> AdminClient { AdminClient(socket: places().adminSocket) }
+  func adminClient() throws(CommandFailure) -> AdminClient { AdminClient(socket: try places().adminSocket) }
 }

@@ -22,6 +22,9 @@ struct ConfigurationOptions: ParsableArguments {
       valueName: "key=value"))
   var overrides: [String] = []
 
+  /// Whether somebody has said which file it is.
+  var isNamed: Bool { config != nil || Terminal.environment("SSMTP_MAILER_CONFIG") != nil }
+
   var path: String { config ?? Terminal.environment("SSMTP_MAILER_CONFIG") ?? Self.defaultPath }
 
   mutating func validate() throws {

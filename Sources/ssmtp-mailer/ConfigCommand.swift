@@ -28,19 +28,19 @@ struct ConfigCommand: AsyncParsableCommand {
       }
       let upstreams = settings.domains.values.filter { !$0.isLocal }.sorted { $0.name < $1.name }
       let locals = settings.domains.values.filter(\.isLocal).map(\.name).sorted()
-      print("configuration ok: \(options.path)")
+      Terminal.say("configuration ok: \(options.path)")
       for domain in upstreams {
-        print(
+        Terminal.say(
           "  upstream  \(domain.name): \(domain.host):\(domain.port) as \(domain.account)\(domain.enabled ? "" : " (disabled)")"
         )
       }
-      if !locals.isEmpty { print("  local     \(locals.joined(separator: ", "))") }
+      if !locals.isEmpty { Terminal.say("  local     \(locals.joined(separator: ", "))") }
       let enabled = settings.mappings.filter(\.enabled).count
-      print("  aliases   \(Quantity.count(enabled, "mapping")), \(Quantity.count(settings.users.count, "user"))")
-      print("  listen    \(settings.global.listen.map(\.description).joined(separator: ", "))")
+      Terminal.say("  aliases   \(Quantity.count(enabled, "mapping")), \(Quantity.count(settings.users.count, "user"))")
+      Terminal.say("  listen    \(settings.global.listen.map(\.description).joined(separator: ", "))")
       let doors = [("submission", settings.global.listenSubmission), ("smtps", settings.global.listenSMTPS)]
       for (kind, endpoints) in doors where !endpoints.isEmpty {
-        print("  listen    \(endpoints.map(\.description).joined(separator: ", ")) (\(kind))")
+        Terminal.say("  listen    \(endpoints.map(\.description).joined(separator: ", ")) (\(kind))")
       }
     }
   }
@@ -67,8 +67,8 @@ struct ConfigCommand: AsyncParsableCommand {
       var sections: [String] = []
       for value in values where !sections.contains(value.section) { sections.append(value.section) }
       for (index, section) in sections.enumerated() {
-        if index > 0 { print("") }
-        print(section)
+        if index > 0 { Terminal.say("") }
+        Terminal.say(section)
         var table = TextTable(columnCount: 2)
         for value in values where value.section == section {
           table.append(["\(value.key) = \(value.value)", "# \(value.origin)"])

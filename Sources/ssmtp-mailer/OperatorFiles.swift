@@ -64,7 +64,10 @@ final class FileOutput {
   func discard() { _ = ServiceUser.asOperator { [temporary] in unlink(temporary) } }
 
   private static func failure(_ path: String, _ code: CInt) -> CommandFailure {
-    CommandFailure(.data, "\(path) cannot be written: \(String(cString: strerror(code)))")
+    // What is wrong with the disk is no better for the next file.
+    let isOfDisk = [ENOSPC, EDQUOT, EROFS, EIO].contains(code)
+    return CommandFailure(
+      isOfDisk ? .inputOutput : .data, "\(path) cannot be written: \(String(cString: strerror(code)))")
   }
 }
 
@@ -100,6 +103,8 @@ final class ContentInput: Sendable {
     }
   }
 
+  var unreadable: CommandFailure { CommandFailure(.data, "\(path) cannot be read to its end") }
+
   func rewind() { lseek(descriptor, 0, SEEK_SET) }
 
   /// Gives all of the file to `body`, piece by piece.
@@ -108,7 +113,7 @@ final class ContentInput: Sendable {
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 16)
     defer { buffer.deallocate() }
     while true {
-      guard let count = read(into: buffer) else { throw CommandFailure(.data, "\(path) cannot be read to its end") }
+      guard let count = read(into: buffer) else { throw unreadable }
       if count == 0 { return rewind() }
       body(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
     }
@@ -119,6 +124,36 @@ final class ContentInput: Sendable {
     try eachPiece { crc = ssmtp_crc32c(crc, $0.baseAddress, $0.count) }
     return crc
   }
+}
+
+/// Keeps other runs out of a directory: two imports of the same files would queue them twice.
+final class DirectoryLock {
+  private let descriptor: CInt
+
+  /// - Throws: ``CommandFailure`` with status 75 when another run has it.
+  init(_ directory: String) throws(CommandFailure) {
+    let (opened, code) = ServiceUser.asOperator { (open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC), errno) }
+    guard opened >= 0 else {
+      throw CommandFailure(.data, "\(directory) cannot be read: \(String(cString: strerror(code)))")
+    }
+    descriptor = opened
+    while flock(descriptor, LOCK_EX | LOCK_NB) != 0 {
+      switch errno {
+      case EINTR: continue
+      case EWOULDBLOCK:
+        throw CommandFailure(
+          .tryAgain, "another import or export works in \(directory): wait until it has ended, and try again")
+      case let code:
+        // Some file systems of a network cannot.
+        Terminal.complain(
+          "warning: \(directory) cannot be locked (\(String(cString: strerror(code)))): start no other import or export "
+            + "with it meanwhile")
+        return
+      }
+    }
+  }
+
+  deinit { close(descriptor) }
 }
 
 enum OperatorFiles {

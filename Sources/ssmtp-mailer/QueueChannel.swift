@@ -9,19 +9,21 @@ import Spool
 
 enum QueueChannel {
   case daemon(AdminClient)
-  case stopped(StoppedQueue)
+  /// With its directory.
+  case stopped(StoppedQueue, String)
 
   /// The daemon if one answers, else its queue.
-  static func open(_ options: ConfigurationOptions) throws(CommandFailure) -> QueueChannel {
-    let places = options.places()
+  /// - Parameter changing: whether the command is to change the queue.
+  static func open(_ options: ConfigurationOptions, changing: Bool) throws(CommandFailure) -> QueueChannel {
+    let places = try options.places(changing: changing)
     let client = AdminClient(socket: places.adminSocket)
     // One that may not be asked says so itself.
     guard client.presence() == .nobody else { return .daemon(client) }
     try ServiceUser.become(ownerOf: places.queueDir)
-    do throws(QueueError) { return .stopped(try StoppedQueue(directory: places.queueDir)) } catch {
+    do throws(QueueError) { return .stopped(try StoppedQueue(directory: places.queueDir), places.queueDir) } catch {
       if case .locked(let pid) = error {
         throw CommandFailure(
-          .unavailable,
+          .tryAgain,
           "\(pid > 0 ? "process \(pid)" : "a process") has the queue \(places.queueDir), and nobody answers on "
             + "\(places.adminSocket): if the daemon is starting or stopping, try again; if it runs with another "
             + "admin_socket, name its configuration with --config")
@@ -36,17 +38,25 @@ enum QueueChannel {
   ) throws(CommandFailure) -> (channel: QueueChannel, damages: [SpoolVerifier.Damage]) {
     do throws(SpoolVerifier.Problem) {
       let queue = try SalvagedQueue(directory: directory)
-      return (.stopped(StoppedQueue(salvaged: queue)), queue.report.damages)
+      return (.stopped(StoppedQueue(salvaged: queue), directory), queue.report.damages)
     } catch { throw CommandFailure(error == .keepsChanging ? .tryAgain : .unavailable, "\(error)") }
   }
 
   var isStopped: Bool { if case .stopped = self { true } else { false } }
 
+  /// Which queue this is, for people.
+  var place: String {
+    switch self {
+    case .daemon(let client): "the queue of the daemon on \(client.socket)"
+    case .stopped(_, let directory): "the queue in \(directory), where no daemon runs"
+    }
+  }
+
   /// Opens the queue, runs `body`, and makes durable what it did.
   static func use(
-    _ options: ConfigurationOptions, _ body: (QueueChannel) async throws -> Void
+    _ options: ConfigurationOptions, changing: Bool = false, _ body: (QueueChannel) async throws -> Void
   ) async throws {
-    try await use(try open(options), body)
+    try await use(try open(options, changing: changing), body)
   }
 
   static func use(_ channel: QueueChannel, _ body: (QueueChannel) async throws -> Void) async throws {
@@ -58,7 +68,7 @@ enum QueueChannel {
   }
 
   private func close() async {
-    if case .stopped(let queue) = self { await queue.close() }
+    if case .stopped(let queue, _) = self { await queue.close() }
   }
 
   // MARK: Asking
@@ -74,7 +84,7 @@ enum QueueChannel {
   ) async throws(CommandFailure) -> AdminClient.Response {
     switch self {
     case .daemon(let client): return try client.request(method, Self.path(path, query))
-    case .stopped(let queue):
+    case .stopped(let queue, _):
       let answer = try await Self.answer(queue, method, path, query)
       return AdminClient.Response(status: answer.status, body: try await Self.bytes(answer))
     }
@@ -97,7 +107,18 @@ enum QueueChannel {
     try AdminClient.decoded(try await request(method, path, query), as: type)
   }
 
-  /// Gets the content of a message piece by piece.
+  /// How much there is of what a filter names.
+  func count(_ filter: QueueFilter) async throws(CommandFailure) -> QueueCount {
+    var total = QueueCount()
+    repeat {
+      var query = filter.query
+      if let next = total.next { query.append(("after", next)) }
+      total.add(try await call("GET", AdminPath.count, query))
+    } while total.next != nil
+    return total
+  }
+
+  /// Gets the content of a message piece by piece, until `receive` wants no more.
   /// - Returns: false when there is no such message.
   func download(
     _ path: String, receive: @escaping (UnsafeRawBufferPointer) -> Bool
@@ -108,7 +129,7 @@ enum QueueChannel {
       if response.status == 404 { return false }
       if response.status != 200 { throw AdminClient.refusal(response) }
       return true
-    case .stopped(let queue):
+    case .stopped(let queue, _):
       let answer = try await Self.answer(queue, "GET", path, [])
       if answer.status == 404 { return false }
       if answer.status != 200 {
@@ -120,30 +141,37 @@ enum QueueChannel {
   }
 
   /// Queues a message: the line of its document, and its content out of a file.
+  /// - Throws: ``CommandFailure`` with status 65 when the file cannot be read, so that it is certain that nothing is
+  ///   queued; with 69 when there is no answer, and nothing is certain.
   func upload(
     _ path: String, _ query: [(name: String, value: String)], line: [UInt8], file: ContentInput
-  ) async throws(CommandFailure) -> AdminResult {
+  ) async throws(CommandFailure) -> AdminClient.Response {
     switch self {
     case .daemon(let client):
       var rest = line[...]
-      let response = try client.upload(Self.path(path, query), size: line.count + file.size) { buffer in
-        if !rest.isEmpty {
-          let count = min(rest.count, buffer.count)
-          buffer.copyBytes(from: rest.prefix(count))
-          rest = rest.dropFirst(count)
+      var isUnreadable = false
+      do throws(CommandFailure) {
+        return try client.upload(Self.path(path, query), size: line.count + file.size) { buffer in
+          if !rest.isEmpty {
+            let count = min(rest.count, buffer.count)
+            buffer.copyBytes(from: rest.prefix(count))
+            rest = rest.dropFirst(count)
+            return count
+          }
+          let count = file.read(into: buffer)
+          isUnreadable = count == nil
           return count
         }
-        return file.read(into: buffer)
-      }
-      return try AdminClient.decoded(response, as: AdminResult.self)
-    case .stopped(let queue):
+      } catch { throw isUnreadable ? file.unreadable : error }
+    case .stopped(let queue, _):
       let request = AdminRequest(
         method: "POST", path: path, query: Dictionary(query.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 }),
         body: ContentPieces(line: line, file: file))
       let answer: AdminResponse
-      do { answer = try await queue.answer(request) } catch { throw Self.failure(error) }
-      return try AdminClient.decoded(
-        .init(status: answer.status, body: try await Self.bytes(answer)), as: AdminResult.self)
+      do { answer = try await queue.answer(request) } catch {
+        throw error as? CommandFailure ?? CommandFailure(.unavailable, "the queue: \(error)")
+      }
+      return .init(status: answer.status, body: try await Self.bytes(answer))
     }
   }
 
@@ -178,7 +206,10 @@ enum QueueChannel {
       while offset < file.count {
         let piece: [UInt8]
         do throws(QueueError) { piece = try await file.read(at: offset, count: 1 << 20) } catch { throw failure(error) }
-        if piece.isEmpty || !body(piece) { return }
+        if piece.isEmpty {
+          throw CommandFailure(.data, "the content ends behind \(offset) of \(file.count) octets: see `queue verify`")
+        }
+        if !body(piece) { return }
         offset += piece.count
       }
     }
@@ -202,7 +233,7 @@ private struct ContentPieces: AsyncSequence, Sendable {
       }
       var piece = [UInt8](repeating: 0, count: 1 << 20)
       let count = piece.withUnsafeMutableBytes { file.read(into: $0) }
-      guard let count else { throw CommandFailure(.data, "\(file.path) cannot be read to its end") }
+      guard let count else { throw file.unreadable }
       return count == 0 ? nil : Array(piece[..<count])
     }
   }

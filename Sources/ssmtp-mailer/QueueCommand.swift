@@ -71,36 +71,35 @@ struct QueueList: AsyncParsableCommand {
   var limit: Int?
   @Flag(help: "Only numbers: messages and octets, by state and by account.")
   var count = false
+  @Flag(help: "Only ids, one a line, such as `queue retry -` takes them.")
+  var ids = false
 
   private static let pageSize = 1000
 
   mutating func validate() throws {
     if let limit, limit < 1 { throw ValidationError("--limit \(limit): write a number from 1 on") }
     if limit != nil, count { throw ValidationError("--limit and --count do not go together") }
+    if ids, count || output.json { throw ValidationError("--ids goes neither with --count nor with --json") }
   }
 
   func run() async throws {
     if count {
       var total = QueueCount()
-      try await QueueChannel.use(options) { total = try await askForCount($0) }
+      try await QueueChannel.use(options) { total = try await $0.count(selection.filter) }
+      total.states.sort { $0.name < $1.name }
+      total.accounts.sort { $0.name < $1.name }
       return try showCount(total)
     }
     try await QueueChannel.use(options) { channel in
       if output.json { return try await listJSON(channel) }
+      if ids {
+        _ = try await eachPage(channel, "ids") { lines in
+          Terminal.print(lines.map { String(Substring($0)) })
+        }
+        return
+      }
       try await listTable(channel)
     }
-  }
-
-  private func askForCount(_ channel: QueueChannel) async throws -> QueueCount {
-    var total = QueueCount()
-    repeat {
-      var query = selection.filter.query
-      if let next = total.next { query.append(("after", next)) }
-      total.add(try await channel.call("GET", AdminPath.count, query))
-    } while total.next != nil
-    total.states.sort { $0.name < $1.name }
-    total.accounts.sort { $0.name < $1.name }
-    return total
   }
 
   private func showCount(_ total: QueueCount) throws {
@@ -119,7 +118,7 @@ struct QueueList: AsyncParsableCommand {
     _ channel: QueueChannel, _ format: String, _ body: ([Substring.UTF8View]) throws -> Void
   ) async throws -> Bool {
     var pages = QueuePages(filter: selection.filter, format: format, limit: limit, pageSize: Self.pageSize)
-    while let lines = try await pages.next(channel) { try body(lines) }
+    while !Terminal.isClosed, let lines = try await pages.next(channel) { try body(lines) }
     return pages.isCut
   }
 

@@ -19,7 +19,7 @@ struct QueueExport: AsyncParsableCommand {
   @OptionGroup var options: ConfigurationOptions
   @Argument(help: ArgumentHelp("Where the files go; made if it is missing.", valueName: "dir"))
   var directory: String
-  @Argument(help: "The messages' ids.")
+  @Argument(help: "The messages' ids; `-` reads them from standard input, one a line.")
   var ids: [String] = []
   @OptionGroup var selection: FilterOptions
   @Flag(help: "Read a damaged queue as far as it can be read; no daemon may run on it.")
@@ -33,21 +33,23 @@ struct QueueExport: AsyncParsableCommand {
     if !ids.isEmpty, !selection.filter.isEmpty {
       throw ValidationError("name messages by their ids, or by a filter, not by both")
     }
+    try NamedIDs.check(ids)
   }
 
   private enum Result { case written, same, gone }
 
   func run() async throws {
-    if salvage { return try await salvageQueue() }
-    try await QueueChannel.use(options) { channel in try await copyAll(channel) }
+    let named = try NamedIDs.read(ids)
+    if salvage { return try await salvageQueue(named) }
+    try await QueueChannel.use(options) { channel in try await copyAll(named, channel) }
   }
 
-  private func salvageQueue() async throws {
+  private func salvageQueue(_ named: [String]) async throws {
     let queue: String
     if let queueDirectory {
       queue = queueDirectory
     } else {
-      let places = options.places()
+      let places = try options.places()
       guard AdminClient(socket: places.adminSocket).presence() == .nobody else {
         throw CommandFailure(
           .unavailable, "the daemon runs, so its queue is not what has to be salvaged: export without --salvage")
@@ -61,12 +63,14 @@ struct QueueExport: AsyncParsableCommand {
         damage.affected.isEmpty ? "" : " (concerns \(damage.affected.map(\.description).joined(separator: ", ")))"
       Terminal.complain("damaged: \(damage.file) at offset \(damage.offset): \(damage.detail)\(concerns)")
     }
-    try await QueueChannel.use(channel) { channel in try await copyAll(channel) }
+    try await QueueChannel.use(channel) { channel in try await copyAll(named, channel) }
     if !damages.isEmpty { throw CommandFailure(.data, "") }
   }
 
-  private func copyAll(_ channel: QueueChannel) async throws {
+  private func copyAll(_ named: [String], _ channel: QueueChannel) async throws {
     try OperatorFiles.makeDirectory(directory)
+    let lock = try DirectoryLock(directory)
+    defer { withExtendedLifetime(lock) {} }
     var counts: [Result: Int] = [:]
     var last: ExitStatus?
     func export(_ id: String, isNamed: Bool) async throws {
@@ -78,12 +82,14 @@ struct QueueExport: AsyncParsableCommand {
           last = .data
         }
       } catch {
-        if error.status == .unavailable { throw error }
+        // Neither a disk of ours that is full, nor a daemon that has gone, is another one for the next message.
+        if error.status == .inputOutput { throw error }
+        if error.status == .unavailable, try await !answers(channel) { throw error }
         Terminal.complain("\(TerminalText.clean(id)): \(error)")
         last = error.status
       }
     }
-    for id in ids { try await export(id, isNamed: true) }
+    for id in named { try await export(id, isNamed: true) }
     if ids.isEmpty {
       var pages = QueuePages(filter: selection.filter, format: "ids")
       while let lines = try await pages.next(channel) {
@@ -95,6 +101,12 @@ struct QueueExport: AsyncParsableCommand {
     let gone = ids.isEmpty ? counts[.gone].map { ", \($0) left the queue meanwhile" } ?? "" : ""
     Terminal.say("\(Quantity.count(counts[.written] ?? 0, "message")) exported to \(directory)\(same)\(gone)")
     if let last { throw CommandFailure(last, "") }
+  }
+
+  private func answers(_ channel: QueueChannel) async throws -> Bool {
+    do throws(CommandFailure) {
+      return try await channel.request("GET", AdminPath.queue, [("limit", "1"), ("format", "ids")]).status == 200
+    } catch { return false }
   }
 
   private func copy(_ id: String, _ channel: QueueChannel) async throws(CommandFailure) -> Result {
@@ -122,8 +134,11 @@ struct QueueExport: AsyncParsableCommand {
         }
       } catch {
         file.discard()
-        // A full disk of ours is no fault of the daemon.
-        throw file.failure ?? error
+        throw error
+      }
+      if let failure = file.failure {
+        file.discard()
+        throw failure
       }
       guard file.count == octets else {
         file.discard()

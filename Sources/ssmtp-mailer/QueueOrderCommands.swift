@@ -17,15 +17,26 @@ struct MessageSelection: ParsableArguments {
 
   mutating func validate() throws {
     let ways = [!ids.isEmpty, all, !filter.isEmpty].count { $0 }
+    try NamedIDs.check(ids)
     if ways == 0 { throw ValidationError("name messages by their ids or by a filter, or say --all") }
     if ways > 1 { throw ValidationError("name messages by their ids, or by a filter, or say --all: one of the three") }
   }
 
-  /// The ids that were named, those on standard input among them.
-  func named() throws(CommandFailure) -> [String] {
+}
+
+/// Ids on the command line, or on standard input.
+enum NamedIDs {
+  static func check(_ ids: [String]) throws {
+    if ids.contains(where: { $0.allSatisfy(\.isWhitespace) }) { throw ValidationError("an id is empty") }
+    if ids.count > 1, ids.contains("-") { throw ValidationError("write either ids or `-` for those on standard input") }
+  }
+
+  /// With `-`, the first word of each line of standard input that has one. To be read before the queue is opened: without
+  /// a daemon, whoever writes them may have it until then.
+  static func read(_ ids: [String]) throws(CommandFailure) -> [String] {
     guard ids == ["-"] else { return ids }
     return try Terminal.readText("-").split(whereSeparator: \.isNewline).compactMap {
-      $0.split(separator: " ").first.map(String.init)
+      $0.split(whereSeparator: \.isWhitespace).first.map(String.init)
     }
   }
 }
@@ -36,6 +47,8 @@ private struct OrderRun {
   /// What was done, as the predicate behind `12 messages`.
   let done: String
   let selection: MessageSelection
+  /// Those that were named, also on standard input.
+  let ids: [String]
   var reason: String?
   private static let idsAtOnce = 100
 
@@ -55,7 +68,7 @@ private struct OrderRun {
       } while report.next != nil
       Terminal.say("\(Quantity.count(total, "message")) \(done)")
     } else {
-      var rest = try selection.named()[...]
+      var rest = ids[...]
       while !rest.isEmpty {
         let part = rest.prefix(Self.idsAtOnce)
         rest = rest.dropFirst(part.count)
@@ -86,16 +99,42 @@ private struct OrderRun {
   }
 }
 
-/// Asks before something is done to the whole queue that cannot be undone.
-private func confirm(_ what: String, isConfirmed: Bool) throws(CommandFailure) {
-  if isConfirmed { return }
-  guard isatty(STDIN_FILENO) == 1, isatty(STDOUT_FILENO) == 1 else {
-    throw CommandFailure(.usage, "to \(what) all messages, say --yes as well")
+/// What is asked before something is done to the whole queue that cannot be undone.
+private struct Question {
+  let order: QueueOrder
+  let selection: MessageSelection
+  /// Whether it has been answered with --yes.
+  let isAnswered: Bool
+
+  private var isAsked: Bool { !isAnswered && (selection.all || selection.filter.namesEverything) }
+
+  /// Before the queue is opened: where nobody can answer, nobody is asked.
+  func check() throws(CommandFailure) {
+    guard isAsked, isatty(STDIN_FILENO) == 0 || isatty(STDOUT_FILENO) == 0 else { return }
+    throw CommandFailure(.usage, "to \(order.rawValue) all messages, say --yes as well")
   }
-  Terminal.write(Array("\(what) all messages of the queue? [y/N] ".utf8))
-  let answer = readLine() ?? ""
-  guard answer.lowercased() == "y" || answer.lowercased() == "yes" else {
-    throw CommandFailure(.usage, "nothing was done")
+
+  func ask(_ channel: QueueChannel) async throws(CommandFailure) {
+    guard isAsked else { return }
+    let count = try await channel.count(selection.filter).messages
+    let text = "\(order.rawValue) all of the \(Quantity.count(count, "message")) in \(channel.place)? [y/N] "
+    Terminal.write(Array(TerminalText.clean(text).utf8))
+    let answer = readLine() ?? ""
+    guard answer.lowercased() == "y" || answer.lowercased() == "yes" else {
+      throw CommandFailure(.usage, "nothing was done")
+    }
+  }
+}
+
+extension QueueFilter {
+  /// Whether there are conditions, and each of them is one that all mail meets, as with a variable of a script that is
+  /// empty: `--recipient "$name*"`.
+  fileprivate var namesEverything: Bool {
+    func isAny(_ pattern: String?) -> Bool {
+      pattern.map { $0.contains("*") && $0.allSatisfy { $0 == "*" || $0 == "@" } } ?? true
+    }
+    return !isEmpty && state == nil && account == nil && isAny(recipient) && isAny(sender)
+      && (olderThan ?? .zero) <= .zero && youngerThan == nil
   }
 }
 
@@ -107,9 +146,10 @@ struct QueueRetry: AsyncParsableCommand {
   @OptionGroup var messages: MessageSelection
 
   func run() async throws {
-    try await QueueChannel.use(options) { channel in
+    let ids = try NamedIDs.read(messages.ids)
+    try await QueueChannel.use(options, changing: true) { channel in
       let done = channel.isStopped ? "to be tried when the daemon starts" : "to be tried now"
-      try await OrderRun(order: .retry, done: done, selection: messages).run(channel)
+      try await OrderRun(order: .retry, done: done, selection: messages, ids: ids).run(channel)
     }
   }
 }
@@ -123,8 +163,9 @@ struct QueueHold: AsyncParsableCommand {
   var reason: String?
 
   func run() async throws {
-    try await QueueChannel.use(options) { channel in
-      try await OrderRun(order: .hold, done: "held", selection: messages, reason: reason).run(channel)
+    let ids = try NamedIDs.read(messages.ids)
+    try await QueueChannel.use(options, changing: true) { channel in
+      try await OrderRun(order: .hold, done: "held", selection: messages, ids: ids, reason: reason).run(channel)
     }
   }
 }
@@ -138,8 +179,9 @@ struct QueueRelease: AsyncParsableCommand {
   var reason: String?
 
   func run() async throws {
-    try await QueueChannel.use(options) { channel in
-      try await OrderRun(order: .release, done: "released", selection: messages, reason: reason).run(channel)
+    let ids = try NamedIDs.read(messages.ids)
+    try await QueueChannel.use(options, changing: true) { channel in
+      try await OrderRun(order: .release, done: "released", selection: messages, ids: ids, reason: reason).run(channel)
     }
   }
 }
@@ -153,13 +195,16 @@ struct QueueDelete: AsyncParsableCommand {
       """)
   @OptionGroup var options: ConfigurationOptions
   @OptionGroup var messages: MessageSelection
-  @Flag(help: "With --all: do not ask.")
+  @Flag(help: "With --all, or a filter that all messages meet: do not ask.")
   var yes = false
 
   func run() async throws {
-    if messages.all { try confirm("delete", isConfirmed: yes) }
-    try await QueueChannel.use(options) { channel in
-      try await OrderRun(order: .delete, done: "deleted", selection: messages).run(channel)
+    let question = Question(order: .delete, selection: messages, isAnswered: yes)
+    try question.check()
+    let ids = try NamedIDs.read(messages.ids)
+    try await QueueChannel.use(options, changing: true) { channel in
+      try await question.ask(channel)
+      try await OrderRun(order: .delete, done: "deleted", selection: messages, ids: ids).run(channel)
     }
   }
 }
@@ -172,17 +217,22 @@ struct QueueBounce: AsyncParsableCommand {
   @OptionGroup var messages: MessageSelection
   @Option(help: ArgumentHelp("Why; the sender is told.", valueName: "text"))
   var reason: String?
-  @Flag(help: "With --all: do not ask.")
+  @Flag(help: "With --all, or a filter that all messages meet: do not ask.")
   var yes = false
 
   func run() async throws {
-    if messages.all { try confirm("bounce", isConfirmed: yes) }
-    try await QueueChannel.use(options) { channel in
+    let question = Question(order: .bounce, selection: messages, isAnswered: yes)
+    try question.check()
+    let ids = try NamedIDs.read(messages.ids)
+    try await QueueChannel.use(options, changing: true) { channel in
       if channel.isStopped {
         throw CommandFailure(.unavailable, "only the daemon can return mail, and it does not run: start it first")
       }
-      try await OrderRun(order: .bounce, done: "returned to their senders", selection: messages, reason: reason)
-        .run(channel)
+      try await question.ask(channel)
+      try await OrderRun(
+        order: .bounce, done: "returned to their senders", selection: messages, ids: ids, reason: reason
+      )
+      .run(channel)
     }
   }
 }

@@ -1,4 +1,4 @@
-// `queue show`: one message, with its life and why it waits.
+// `queue show`: messages, each with its life and why it waits.
 
 import ArgumentParser
 import CommandLineTools
@@ -7,31 +7,54 @@ import Glibc
 
 struct QueueShow: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "show", abstract: "Show one message: envelope, life, why it waits, header.")
+    commandName: "show", abstract: "Show messages: envelope, life, why they wait, header.",
+    discussion: "With --json, more than one id, or `-`, makes an array.")
   @OptionGroup var options: ConfigurationOptions
   @OptionGroup var output: JSONOption
-  @Argument(help: "The message's id, as `queue list` shows it.")
-  var id: String
+  @Argument(help: "The messages' ids, as `queue list` shows them; `-` reads them from standard input, one a line.")
+  var ids: [String]
   @Flag(help: "Print the message itself, header and body, octet by octet, and nothing else.")
   var body = false
 
   mutating func validate() throws {
     if body, output.json { throw ValidationError("--body and --json do not go together") }
+    if body, ids.count != 1 || ids == ["-"] { throw ValidationError("--body prints one message: name one id") }
+    try NamedIDs.check(ids)
   }
 
   func run() async throws {
-    var detail: QueueDetail?
+    let named = try NamedIDs.read(ids)
+    var details: [QueueDetail] = []
+    var last: ExitStatus?
     try await QueueChannel.use(options) { channel in
-      if body {
-        guard try await channel.download(AdminPath.content(AdminClient.escaped(id)), receive: { Terminal.write($0) })
-        else { throw CommandFailure(.data, "there is no message \(TerminalText.clean(id)) in the queue") }
-        return
+      for id in named {
+        do throws(CommandFailure) {
+          if body { return try await printBody(id, channel) }
+          details.append(try await channel.call("GET", AdminPath.message(AdminClient.escaped(id))))
+        } catch {
+          if error.status == .unavailable { throw error }
+          Terminal.complain(TerminalText.clean(error.description))
+          last = error.status
+        }
       }
-      detail = try await channel.call("GET", AdminPath.message(AdminClient.escaped(id)))
     }
     // Printed when nobody has the queue any more: a pager may take its time.
-    guard let detail else { return }
-    if output.json { try Terminal.printJSON(detail) } else { Self.show(detail) }
+    if output.json, named.count > 1 || ids == ["-"] {
+      try Terminal.printJSON(details)
+    } else if output.json {
+      if let detail = details.first { try Terminal.printJSON(detail) }
+    } else {
+      for (place, detail) in details.enumerated() {
+        if place > 0 { Terminal.say("") }
+        Self.show(detail)
+      }
+    }
+    if let last { throw CommandFailure(last, "") }
+  }
+
+  private func printBody(_ id: String, _ channel: QueueChannel) async throws(CommandFailure) {
+    guard try await channel.download(AdminPath.content(AdminClient.escaped(id)), receive: { Terminal.write($0) })
+    else { throw CommandFailure(.data, "there is no message \(TerminalText.clean(id)) in the queue") }
   }
 
   private static func show(_ detail: QueueDetail) {
@@ -47,10 +70,10 @@ struct QueueShow: AsyncParsableCommand {
     for (place, text) in detail.waiting.enumerated() { facts.append([place == 0 ? "waiting" : "", text]) }
     if detail.isDelayReported { facts.append(["sender", "was told of the delay"]) }
     Terminal.print(facts.lines())
-    print("")
+    Terminal.say("")
     Terminal.print(recipients(detail))
     if !detail.lanes.isEmpty {
-      print("")
+      Terminal.say("")
       var lanes = TextTable([
         ("ACCOUNT", .left), ("ATTEMPTS", .right), ("IN DOUBT", .right), ("NEXT TRY", .left), ("LAST REPLY", .left),
       ])
@@ -60,13 +83,13 @@ struct QueueShow: AsyncParsableCommand {
       Terminal.print(lanes.lines())
     }
     if !detail.life.isEmpty {
-      print("")
+      Terminal.say("")
       var life = TextTable([("TIME", .left), ("EVENT", .left), ("ACCOUNT", .left), ("", .left)])
       for event in detail.life { life.append([event.time, event.event, event.account ?? "", event.text]) }
       Terminal.print(life.lines())
     }
-    print("")
-    for line in detail.header.split(whereSeparator: \.isNewline) { print(TerminalText.clean(String(line))) }
+    Terminal.say("")
+    for line in detail.header.split(whereSeparator: \.isNewline) { Terminal.say(TerminalText.clean(String(line))) }
   }
 
   private static func recipients(_ detail: QueueDetail) -> [String] {

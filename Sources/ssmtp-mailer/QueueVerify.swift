@@ -44,7 +44,7 @@ struct QueueVerify: AsyncParsableCommand {
   }
 
   func run() async throws {
-    let place = directory ?? options.places().queueDir
+    let place = try directory ?? options.places().queueDir
     guard access("\(place)/spool", F_OK) == 0 || errno != ENOENT else {
       let remedy = directory == nil ? "set queue_dir in the configuration" : "give another --directory"
       throw CommandFailure(
@@ -96,15 +96,15 @@ struct QueueVerify: AsyncParsableCommand {
     }
     Terminal.print(facts.lines())
     for damage in report.damages {
-      print("")
-      print("damaged: \(damage.file) at offset \(damage.offset): \(damage.detail)")
+      Terminal.say("")
+      Terminal.say("damaged: \(damage.file) at offset \(damage.offset): \(damage.detail)")
       if !damage.affected.isEmpty {
-        print("  concerns \(damage.affected.map(\.description).joined(separator: ", "))")
+        Terminal.say("  concerns \(damage.affected.map(\.description).joined(separator: ", "))")
       }
-      print("  → \(damage.advice)")
+      Terminal.say("  → \(damage.advice)")
     }
-    print("")
-    print(
+    Terminal.say("")
+    Terminal.say(
       report.damages.isEmpty ? "nothing is damaged" : "\(Quantity.count(report.damages.count, "damage")) found")
   }
 }

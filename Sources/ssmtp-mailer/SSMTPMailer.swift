@@ -13,8 +13,8 @@ struct SSMTPMailer: AsyncParsableCommand {
       Mail that the daemon (`ssmtp-mailer serve`) has accepted is on disk; it leaves through the accounts of the \
       configuration, no faster than they allow. The other commands look at the daemon, its queue and its upstreams.
 
-      Exit status, from sysexits(3): 0 done, 64 usage, 65 bad data, 69 nobody answers, 75 try again later, \
-      77 refused, 78 configuration.
+      Exit status, from sysexits(3): 0 done, 64 usage, 65 bad data, 69 nobody answers, 74 output or a file \
+      takes no more, 75 try again later, 77 refused, 78 configuration.
       """,
     version: relayVersion,
     subcommands: [
@@ -34,8 +34,12 @@ struct SSMTPMailer: AsyncParsableCommand {
       } else {
         try command.run()
       }
+      try Terminal.finish()
     } catch let failure as CommandFailure {
       Terminal.complain(failure.description)
+      if failure.status != .inputOutput {
+        do throws(CommandFailure) { try Terminal.finish() } catch { Terminal.complain(error.description) }
+      }
       exit(withError: ExitCode(failure.status.rawValue))
     } catch {
       exit(withError: error)

@@ -30,7 +30,7 @@ struct SendmailCall {
       call.configuration ?? Terminal.environment("SSMTP_MAILER_CONFIG") ?? ConfigurationOptions.defaultPath
     switch call.mode {
     case .nothing: return
-    case .list: try await Self.list(path)
+    case .list: try await Self.list(call.configuration)
     case .smtp: try SMTPProxy.run(to: try Self.place(path).endpoint, input: STDIN_FILENO, output: STDOUT_FILENO)
     case .message: try await send(call, path)
     }
@@ -92,7 +92,7 @@ struct SendmailCall {
         "the mail is NOT sent and not queued: nobody answers at \(endpoint); start the daemon with "
           + "`systemctl start ssmtp-mailer` and send it again")
     }
-    if isVerbose { for id in report.queueIDs { print("queued as \(TerminalText.clean(id))") } }
+    if isVerbose { for id in report.queueIDs { Terminal.say("queued as \(TerminalText.clean(id))") } }
     for result in report.results where !result.isAccepted {
       Terminal.complain(TerminalText.clean("<\(result.recipient)> refused: \(result.reply)"))
     }
@@ -136,8 +136,8 @@ struct SendmailCall {
   // MARK: The queue
 
   /// The queue as mailq prints it everywhere, for the eye and for the scripts that count its lines.
-  private static func list(_ path: String) async throws {
-    let options = try ConfigurationOptions.parse(["--config", path])
+  private static func list(_ named: String?) async throws {
+    let options = try ConfigurationOptions.parse(named.map { ["--config", $0] } ?? [])
     try await QueueChannel.use(options) { channel in
       var pages = QueuePages(filter: QueueFilter(), format: "json")
       var messages = 0
@@ -159,6 +159,7 @@ struct SendmailCall {
           ? "Mail queue is empty"
           : "-- \((octets + 1023) / 1024) Kbytes in \(messages) Request\(messages == 1 ? "" : "s").")
     }
+    try Terminal.finish()
   }
 
   private static var decoder: JSONDecoder {

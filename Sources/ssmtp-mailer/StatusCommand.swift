@@ -49,8 +49,10 @@ struct StatusCommand: AsyncParsableCommand {
     for fact in doorFacts(report) { facts.append(fact) }
     Terminal.print(facts.lines())
     Terminal.print(filters(report))
-    if report.accounts.isEmpty { return print("\nno accounts: there is no upstream [domain:] in the configuration") }
-    print("")
+    if report.accounts.isEmpty {
+      return Terminal.say("\nno accounts: there is no upstream [domain:] in the configuration")
+    }
+    Terminal.say("")
     var table = TextTable([
       ("DOMAIN", .left), ("STATE", .left), ("QUEUED", .right), ("ACTIVE", .right), ("CONN", .right),
       ("RATE", .left), ("DELIVERED", .right), ("DEFERRED", .right), ("FAILED", .right), ("IN DOUBT", .right),

@@ -46,14 +46,14 @@ struct TestCommand: AsyncParsableCommand {
       reports.append(report)
       if !output.json {
         Terminal.print(report.lines())
-        print("")
+        Terminal.say("")
       }
     }
     let good = reports.count { $0.ok }
     if output.json {
       try Terminal.printJSON(Answer(ok: good == reports.count, upstreams: reports))
     } else {
-      print(ProbeReport.summary(of: reports))
+      Terminal.say(ProbeReport.summary(of: reports))
     }
     // What has to be changed weighs more than what may pass.
     let statuses = reports.map(\.status)

@@ -56,7 +56,7 @@ struct UserCommand: AsyncParsableCommand {
       var file = place.file ?? UserFile.new(mailbox, hash: hash.text)
       if place.file != nil { _ = file.setPassword(hash.text, of: mailbox) }
       try ConfigurationFile.replace(place.path, with: file.bytes)
-      if generate { print(password) }
+      if generate { Terminal.say(password) }
       Terminal.complain("the password of \(mailbox) is set in \(place.path); now: systemctl reload ssmtp-mailer")
       // What the daemon would refuse at the reload is better known now.
       do throws(ConfigurationError) { _ = try options.read() } catch {
@@ -107,7 +107,7 @@ struct UserCommand: AsyncParsableCommand {
           template: user.templateAddress, sendAs: user.sendAs.map(\.description))
       }
       if output.json { return try Terminal.printJSON(users) }
-      if users.isEmpty { return print("no users") }
+      if users.isEmpty { return Terminal.say("no users") }
       var table = TextTable([
         ("USER", .left), ("ENABLED", .left), ("PASSWORD", .left), ("TEMPLATE", .left), ("SENDS AS", .left),
       ])
@@ -143,7 +143,7 @@ struct UserCommand: AsyncParsableCommand {
         throw CommandFailure(
           .refused, identity == nil ? "\(mailbox) cannot log in: no enabled user with a password" : "wrong password")
       }
-      print("ok: \(identity) can log in with this password")
+      Terminal.say("ok: \(identity) can log in with this password")
     }
   }
 

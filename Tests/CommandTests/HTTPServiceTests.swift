@@ -4,6 +4,7 @@ import Delivery
 import Glibc
 import Network
 import Primitives
+import Spool
 import Testing
 
 @testable import Daemon
@@ -130,6 +131,29 @@ import Testing
     }
     var answer = ""
     while !answer.hasPrefix("HTTP/1.1 200") { answer = try door.ask("GET / HTTP/1.1\r\n\r\n") }
+    await door.service.stop()
+  }
+
+  /// A content that can be read up to some octet.
+  private struct Hurt: StoredContent {
+    let count = 1 << 20
+    let readable: Int
+    func read(at offset: Int, count: Int) async throws(QueueError) -> [UInt8] {
+      if offset >= readable { throw .io(operation: "open", path: "/q/content/x", errno: ENOENT) }
+      return [UInt8](repeating: 0x61, count: count)
+    }
+  }
+
+  @Test(arguments: [0, 1 << 18]) func whatCannotBeReadIsNotPromised(_ readable: Int) async throws {
+    let door = try Door { _, _ in AdminResponse(200, "message/rfc822", .file(Hurt(readable: readable))) }
+    let answer = try door.ask("GET /x HTTP/1.1\r\n\r\n")
+    if readable == 0 {
+      #expect(answer.hasPrefix("HTTP/1.1 500 "), "\(answer)")
+      #expect(answer.contains("/q/content/x"))
+    } else {
+      #expect(answer.hasPrefix("HTTP/1.1 200 "))
+      #expect(answer.utf8.count < 1 << 20)
+    }
     await door.service.stop()
   }
 

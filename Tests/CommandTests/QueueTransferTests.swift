@@ -100,6 +100,17 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     (#"{"sender":"a@b.c","account":"x","recipients":[{"address":"d@e.f","orcpt":"rfc822;a\r\nb"}]}"#, "orcpt is"),
     (#"{"sender":"a@b.c","account":"x","recipients":["d@e.f"],"envid":"a\r\nb"}"#, "envid is"),
     (#"{"sender":5,"recipients":[]}"#, "wrong kind in sender"), ("{", "the text is broken"),
+    (#"{"sender":"a@b.c","account":"x","recipients":["d@e.f"],"hold":true}"#, #""hold"; did you mean held?"#),
+    (#"{"sendr":"a@b.c","account":"x","recipients":["d@e.f"]}"#, #""sendr"; did you mean sender?"#),
+    (#"{"sender":"a@b.c","account":"x","recipients":[{"adress":"d@e.f"}]}"#, "in recipients; did you mean address?"),
+    (#"{"sender":"a@b.c","recipients":[],"lanes":[null,{"attempt":1}]}"#, "in lanes; did you mean attempts?"),
+    (#"{"sender":"a@b.c","account":"x","recipients":["d@e.f"],"content":{"sz":3}}"#, "in content; known keys: octets"),
+    (#"{"sender":"a@b.c","account":"x","recipients":["d@e.f"],"format":2,"hold":true}"#, "later release"),
+    (#"{"sender":"jü@b.c","account":"x","recipients":["d@e.f"]}"#, #""smtp_utf8": true"#),
+    (
+      #"{"sender":"a@b.c","account":"x","recipients":[{"address":"d@e.f","original":"dü@e.f"}]}"#,
+      "dü@e.f is not ASCII"
+    ),
   ])
   func aBadDocumentIsRefusedInWords(_ json: String, _ words: String) {
     let error = #expect(throws: MessageDocument.Malformed.self) {
@@ -108,11 +119,47 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     #expect(error?.description.contains(words) == true, "\(String(describing: error))")
   }
 
+  @Test func whatAMappingMakesOfAnAddressNeedsNoWordOfTheClient() throws {
+    let json = #"{"sender":"a@b.c","account":"x","recipients":[{"address":"dü@e.f","original":"d@e.f"}]}"#
+    let message = try MessageDocument(json: Array(json.utf8)).message(now: Timestamp(seconds: 0))
+    #expect(!message.envelope.smtpUTF8)
+  }
+
+  @Test func aMarkerSaysWhichMessageItIsOf() throws {
+    let time = ManualTime()
+    let (envelope, state) = rich(time)
+    let id = QueueID(rawValue: 1_795_000_000_000_000)
+    let document = MessageDocument(id, envelope, state)
+    let marker = ImportMarker(id, document, .init(octets: 17, crc32c: 0xabc))
+    #expect(try ImportMarker(Array(marker.text.utf8)) == marker)
+    #expect(marker.text.hasPrefix("id \(id)\noctets 17\ncrc32c 00000abc\nsender jane@example.org\n"))
+    var other = document
+    other.recipients.removeLast()
+    #expect(ImportMarker(id, other, marker.content) != marker)
+    other = document
+    other.arrival = nil
+    #expect(ImportMarker(id, other, marker.content) != marker)
+    #expect(ImportMarker(id, document, .init(octets: 17, crc32c: 0xabd)) != marker)
+    var bounce = document
+    (bounce.sender, bounce.arrival) = ("", nil)
+    let bare = ImportMarker(id, bounce, marker.content)
+    #expect(try ImportMarker(Array(bare.text.utf8)) == bare)
+  }
+
+  @Test(arguments: [
+    ("", "no id"), ("\n", "no id"), ("id nonsense\n", "no id"), ("316pmr2xzyx\n", "no id"),
+    ("id 316pmr2xzyx\noctets 1\n", "not the message"),
+  ])
+  func aMarkerWithoutAMessageIsNone(_ text: String, _ words: String) {
+    let error = #expect(throws: MessageDocument.Malformed.self) { _ = try ImportMarker(Array(text.utf8)) }
+    #expect(error?.description.contains(words) == true, "\(String(describing: error))")
+  }
+
   @Test(arguments: [100, 1_200_000]) func aMessageGoesFromOneQueueIntoAnother(_ size: Int) async throws {
     let (source, target) = (try TemporaryQueue(), try TemporaryQueue())
     let (envelope, state) = rich(source.time)
-    // A prime number of octets again and again: pieces that change places are noticed.
-    let pattern = (0..<253).map { UInt8($0) }.filter { $0 != 0x0a && $0 != 0x0d }
+    // An odd number of octets again and again: pieces that change places are noticed.
+    let pattern = (1..<254).map { UInt8($0) }.filter { $0 != 0x0a && $0 != 0x0d }
     let content = Array((0...size / pattern.count).flatMap { _ in pattern }.prefix(size))
     let old = source.spool.nextID()
     try await source.spool.append(old, envelope, .bytes(content))
@@ -220,9 +267,27 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
     await queue.end()
   }
 
-  @Test(arguments: ["a\nb\r\n", "a\rb\r\n", "a\r\nb\r", "\n"]) func contentWithABareLineBreakIsNotQueued(
-    _ text: String
+  @Test(arguments: [70_000 + 65_536, 70_001 + 65_536]) func whileTheDaemonRunsWhatIsTooLargeForItIsRefused(
+    _ size: Int
   ) async throws {
+    let queue = try TemporaryQueue()
+    var door = api(queue)
+    door.maximumSize = { 70_000 }
+    var document = MessageDocument(queue.spool.nextID(), rich(queue.time).0, MessageState())
+    document.content = .init(octets: size)
+    let answer = try await door.answer(
+      AdminRequest(
+        method: "POST", path: AdminPath.importing, query: ["id": try await newID(door).description],
+        body: Pieces(pieces: [document.jsonLine, [UInt8](repeating: 0x61, count: size)])))
+    #expect(answer.status == (size > 70_000 + 65_536 ? 422 : 200))
+    if answer.status == 422 { #expect(try await words(answer).contains("max_message_size in [global] is 70000")) }
+    await queue.end()
+  }
+
+  @Test(arguments: [
+    ("a\nb\r\n", "CRLF"), ("a\rb\r\n", "CRLF"), ("a\r\nb\r", "CRLF"), ("\n", "CRLF"), ("a\0\r\n", "NUL"),
+  ])
+  func contentThatTheFrontDoorRefusesIsNotQueued(_ text: String, _ word: String) async throws {
     let queue = try TemporaryQueue()
     let door = api(queue)
     var document = MessageDocument(queue.spool.nextID(), rich(queue.time).0, MessageState())
@@ -232,7 +297,7 @@ private struct Pieces: AsyncSequence, AsyncIteratorProtocol, Sendable {
         method: "POST", path: AdminPath.importing, query: ["id": try await newID(door).description],
         body: Pieces(pieces: [document.jsonLine] + text.utf8.map { [$0] })))
     #expect(answer.status == 422)
-    #expect(try await words(answer).contains("CRLF"))
+    #expect(try await words(answer).contains(word))
     #expect(queue.spool.statistics.messages == 0)
     await queue.end()
   }

@@ -15,6 +15,17 @@ import Testing
       ])
   }
 
+  @Test(arguments: [0x202a, 0x202e, 0x2066, 0x2069, 0x200e, 0x200f, 0x061c]) func whatTurnsATextIsShown(
+    _ value: UInt32
+  ) throws {
+    let text = "jane\(try #require(Unicode.Scalar(value)))gro.elpmaxe@"
+    let digits = String(value, radix: 16, uppercase: true)
+    let shown = "jane\\u{" + digits + "}gro.elpmaxe@"
+    let padded = "jane\\u{0" + digits + "}gro.elpmaxe@"
+    #expect([shown, padded].contains(TerminalText.clean(text)), "\(TerminalText.clean(text))")
+    #expect(TerminalText.clean("ü\u{200d}") == "ü\u{200d}")
+  }
+
   @Test(arguments: [(0, "0s"), (45, "45s"), (200, "3m20s"), (14_400, "4h"), (14_460, "4h1m"), (183_600, "2d3h")])
   func agesHaveTwoUnitsAtMost(seconds: Int, text: String) { #expect(Quantity.age(seconds) == text) }
 

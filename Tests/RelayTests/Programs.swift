@@ -16,13 +16,20 @@ final class Program: Sendable {
 
   struct NotStarted: Error { var path: String, code: Int32 }
 
-  /// Starts `path` with its output and errors appended to files.
-  init(_ path: String, _ arguments: [String], input: String = "/dev/null", output: String, errors: String) throws {
+  /// Starts `path` with its output and errors appended to files, or with its output going to a descriptor of ours.
+  init(
+    _ path: String, _ arguments: [String], input: String = "/dev/null", output: String = "/dev/null",
+    descriptor: CInt? = nil, errors: String
+  ) throws {
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
     defer { posix_spawn_file_actions_destroy(&actions) }
     posix_spawn_file_actions_addopen(&actions, 0, input, O_RDONLY, 0)
-    posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o644)
+    if let descriptor {
+      posix_spawn_file_actions_adddup2(&actions, descriptor, 1)
+    } else {
+      posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o644)
+    }
     posix_spawn_file_actions_addopen(&actions, 2, errors, O_WRONLY | O_CREAT | O_APPEND, 0o644)
     // The threads of a test runner block signals, and a child would inherit that.
     var attributes = posix_spawnattr_t()

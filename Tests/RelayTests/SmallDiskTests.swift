@@ -187,6 +187,24 @@ extension EndToEnd {
         #expect(said.contains("give the directory and all in it to the user of this service"), "\(said)")
       }
     }
+
+    @Test(.timeLimit(.minutes(2))) func anExportEndsAtOnceOnAFullDisk() async throws {
+      guard let mount = try await Mount.small() else { return }
+      do {
+        try await Desk.run { desk in
+          for name in ["a", "b", "c", "d"] { try desk.put(name, String(repeating: "0123456789\r\n", count: 300_000)) }
+          #expect(try await desk.relay("queue", "import", desk.pairs).status == 0)
+          let export = try await desk.relay("queue", "export", "\(mount.path)/copy")
+          #expect(export.status == 74)
+          #expect(export.errors.occurrences(of: "No space left on device") == 1, "\(export.errors)")
+          #expect(!Files.all(below: mount.path).contains { $0.hasSuffix(".partial") })
+        }
+      } catch {
+        await mount.remove()
+        throw error
+      }
+      await mount.remove()
+    }
   }
 }
 
