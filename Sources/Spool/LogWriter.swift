@@ -34,6 +34,9 @@ final class LogWriter: @unchecked Sendable {
   var pausedUntil: MonotonicInstant?
   /// A message that the disk does not give, and how often it was asked for it.
   var trouble: (id: UInt64, times: Int)?
+  /// By identifier.
+  var stuck: [UInt64: StuckChanges] = [:]
+  var stuckUntil = MonotonicInstant(nanoseconds: .min)
   /// Segments that held what could not be read: they are kept for people when their turn comes.
   var damagedSegments: Set<UInt32> = []
   var compaction: SegmentScanner?
@@ -42,7 +45,7 @@ final class LogWriter: @unchecked Sendable {
 
   // Messages of the commit at hand.
   private var appends: [NewRecord] = []
-  private var appendIDs: Set<UInt64> = []
+  var appendIDs: Set<UInt64> = []
   private var unacknowledged: [(record: NewRecord, entry: IndexEntry, summary: Summary)] = []
   private var unacknowledgedBytes = 0
 
@@ -77,6 +80,7 @@ final class LogWriter: @unchecked Sendable {
     var barriers: [(sync: Bool, done: CheckedContinuation<Result<Void, QueueError>, Never>)] = []
     var touched: [UInt64] = []
     if !core.options.safeguards.contains(.removalBeforeContent) { durable() }
+    changeStuck()
     for operation in operations {
       switch operation {
       case .append(let record): accept(record)
@@ -102,8 +106,8 @@ final class LogWriter: @unchecked Sendable {
       return (s.failure, !s.unwritten.isEmpty)
     }
     for (sync, done) in barriers {
-      if sync, let failure {
-        done.resume(returning: .failure(failure))
+      if sync, let error = failure ?? stuck.first?.value.error {
+        done.resume(returning: .failure(error))
       } else if sync && isUnwritten {
         done.resume(returning: .failure(.full))
       } else {
@@ -125,53 +129,10 @@ final class LogWriter: @unchecked Sendable {
     appendIDs.insert(id)
   }
 
-  private func update(_ id: QueueID, _ change: @Sendable (inout MessageState) -> Void) {
-    if appendIDs.contains(id.rawValue) { commit() }
-    guard !isDead, let place = core.locate(id) else { return }
-    do throws(QueueError) { apply(change, to: try read(place)) } catch {
-      guard error.isOfOneMessage else { return fail(error) }
-      if let rescued = core.rescued(place, because: "\(error)") {
-        core.onDamage("\(id) is damaged in the queue, and on hold: \(error)")
-        return apply(
-          {
-            change(&$0)
-            $0.isHeld = true
-          }, to: rescued, isChanged: true)
-      }
-      core.onDamage("\(id) is damaged in the queue, and kept back: \(error)")
-      core.shared.withLock { s in
-        guard var entry = s.index[id.rawValue] else { return }
-        entry.flags |= IndexEntry.held
-        s.index.set(entry)
-        s.keptBack[id.rawValue] = error
-      }
-    }
-  }
-
-  /// A disk that stammers is asked again at once.
-  private func read(_ place: Located) throws(QueueError) -> QueuedMessage {
-    for _ in 0..<2 {
-      do throws(QueueError) { return try core.message(place, withContent: false) } catch {
-        guard case .io = error else { throw error }
-      }
-    }
-    return try core.message(place, withContent: false)
-  }
-
-  private func apply(_ change: (inout MessageState) -> Void, to message: QueuedMessage, isChanged: Bool = false) {
-    var state = message.state
-    change(&state)
-    if state == message.state, !isChanged { return }
-    let isDone = message.envelope.recipients.indices.allSatisfy { state.recipients[$0] != nil }
-    let result: Unwritten =
-      isDone && state.deadReason == nil ? .removed : .state(state, Summary(message.envelope, state))
-    core.shared.withLock { $0.unwritten[message.id.rawValue] = result }
-  }
-
   // MARK: Committing
 
   /// Writes all messages and changes; syncs and acknowledges when there were messages.
-  private func commit() {
+  func commit() {
     var next = 0
     var outcome = Outcome.done
     while next < appends.count, outcome == .done {
@@ -422,10 +383,11 @@ final class LogWriter: @unchecked Sendable {
   private func tick() {
     isTickScheduled = false
     if isDead { return }
+    changeStuck()
     let outcome = writeChanges()
     if outcome == .dead { return }
     if sync() { vouch() }
     considerCompaction()
-    if outcome == .full { scheduleTick(isFull: true) }
+    if outcome == .full || !stuck.isEmpty { scheduleTick(isFull: true) }
   }
 }

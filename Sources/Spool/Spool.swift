@@ -229,7 +229,10 @@ public final class Spool: QueueStore {
     let core = core
     if withContent, let error = core.shared.withLock({ $0.keptBack[id.rawValue] }) { throw error }
     return try await core.io.run(id) { () -> Result<QueuedMessage, QueueError> in
-      do throws(QueueError) { return .success(try core.message(place, withContent: withContent)) } catch {
+      do throws(QueueError) {
+        return .success(
+          withContent ? try core.message(place, withContent: true) : try core.messageWithoutContent(place))
+      } catch {
         return withContent || !error.isOfOneMessage ? .failure(error) : .success(core.shown(place, error))
       }
     }.get()
@@ -257,7 +260,7 @@ public final class Spool: QueueStore {
         for id in ids {
           guard let place = core.locate(id) else { continue }
           let message: QueuedMessage
-          do throws(QueueError) { message = try core.message(place, withContent: false) } catch {
+          do throws(QueueError) { message = try core.messageWithoutContent(place) } catch {
             guard error.isOfOneMessage else { throw error }
             message = core.shown(place, error)
           }

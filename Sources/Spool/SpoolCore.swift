@@ -228,6 +228,16 @@ final class SpoolCore: Sendable {
     return QueuedMessage(id: QueueID(rawValue: entry.id), envelope: front.envelope, state: state, content: content)
   }
 
+  /// Reads and checks all but the content. A disk that stammers is asked again at once.
+  func messageWithoutContent(_ place: Located) throws(QueueError) -> QueuedMessage {
+    for _ in 0..<2 {
+      do throws(QueueError) { return try message(place, withContent: false) } catch {
+        guard case .io = error else { throw error }
+      }
+    }
+    return try message(place, withContent: false)
+  }
+
   func contentFile(_ place: Located, _ front: Front) -> ContentFile {
     ContentFile(
       id: QueueID(rawValue: place.entry.id), path: contentPath(place.entry.id), count: Int(place.entry.size),

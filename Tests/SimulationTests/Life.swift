@@ -79,14 +79,14 @@ final class Life: @unchecked Sendable {
     running = 1 + fate.clients
     Task(executorPreference: loop) {
       await self.begin(spool, delivery, isLast: isLast)
-      self.running -= 1
-    }
-    for _ in 0..<fate.clients {
-      let client = simulator.makeLoop()
-      Task(executorPreference: client) {
-        await self.work(spool, delivery, isLast: isLast)
-        self.running -= 1
+      // The door opens once delivery knows what was in the queue, as in the daemon.
+      for _ in 0..<self.fate.clients {
+        Task(executorPreference: self.simulator.makeLoop()) {
+          await self.work(spool, delivery, isLast: isLast)
+          self.running -= 1
+        }
       }
+      self.running -= 1
     }
     drive()
     if isLast, !isOver, !hasFailed {
@@ -238,6 +238,10 @@ final class Life: @unchecked Sendable {
     letter.orders += 1
     letter.isHeldForGood = false
     let mine = letter.orders
+    // Of two at once either may be the last.
+    let isAlone = letter.ordersUnderWay == 0
+    letter.ordersUnderWay += 1
+    defer { letter.ordersUnderWay -= 1 }
     switch simulator.random.below(6) {
     case 0:
       letter.isDeleted = true
@@ -245,7 +249,7 @@ final class Life: @unchecked Sendable {
     case 1:
       guard (try? await delivery.hold(id, by: "test")) == true else { break }
       do throws(QueueError) { try await spool.flush() } catch { return }
-      if !isOver, !hasFailed, letter.orders == mine { letter.isHeldForGood = true }
+      if !isOver, !hasFailed, letter.orders == mine, isAlone { letter.isHeldForGood = true }
     case 2: _ = try? await delivery.release(id, by: "test")
     case 3:
       // Two orders at once must not lose each other's entries.

@@ -32,7 +32,7 @@ struct Schedule: Sendable {
     var random = SeededRandom(seed: seed)
     let lives = 1 + random.below(4)
     let capacity = random.chance(0.2) ? 60_000 + random.below(60_000) : nil
-    let dailyLimit = random.chance(0.25) ? 2 + random.below(12) : nil
+    let dailyLimit = random.chance(0.25) ? 3 + random.below(12) : nil
     let simulator = Simulator(random: random)
     let world = World(simulator)
     world.platter.capacity = capacity

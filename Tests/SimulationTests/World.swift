@@ -28,6 +28,7 @@ final class Letter: @unchecked Sendable {
   var isRemoved = false
   /// Orders begun so far, and whether the last one was a hold that a sync has made durable.
   var orders = 0
+  var ordersUnderWay = 0
   var isHeldForGood = false
   /// The queue said that there was no space: it is not queued.
   var isRefusedForSpace = false

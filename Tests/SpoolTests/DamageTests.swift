@@ -119,20 +119,26 @@ import Testing
   @Test func changeOfAMessageIsNotLostWhenTheDiskStammers() async throws {
     let disk = MemoryDisk()
     let stammering = StammeringDisk(disk)
-    let spool = try open(stammering)
+    let time = ManualTime()
+    let spool = try Spool.open(directory: "/q", disk: stammering, time: time, options: quiet, onFailure: { _ in })
     let id = try await spool.queue(1000, accounts: ["a", "b"])
     stammering.failures.withLock { $0 = 2 }
     spool.update(id) { $0.recipients[0] = .delivered }
     try await spool.flush()
     #expect(stammering.failures.withLock { $0 } == 0)
     #expect(try await spool.readEnvelope(id)?.1.recipients == [0: .delivered])
-    // What it does not give at all nobody gets from this process, though it can be read again later.
+    // What it does not give at all nobody gets until it does, and what has changed meanwhile is made up for.
     stammering.failures.withLock { $0 = 20 }
-    spool.update(id) { $0.recipients[1] = .delivered }
-    try await spool.flush()
+    spool.update(id) { $0.isHeld = true }
+    spool.update(id) { $0.lanes["b"] = Lane(nextAttempt: arrival, attempts: 7, lastReply: "451") }
+    await #expect(throws: QueueError.self) { try await spool.flush() }
     stammering.failures.withLock { $0 = 0 }
     await #expect(throws: QueueError.self) { try await spool.read(id) }
     #expect(await spool.entries(startingAfter: nil, limit: 9).map(\.isHeld) == [true])
+    time.advance(by: .seconds(1))
+    try await spool.flush()
+    let state = try #require(try await spool.read(id)?.state)
+    #expect(state.isHeld && state.lanes["b"]?.attempts == 7 && state.recipients == [0: .delivered])
   }
 
   @Test func compactionWaitsForADiskThatStammers() async throws {
