@@ -161,13 +161,7 @@ final class Bench: Sendable {
       number += 1
       return number
     }
-    let file = "\(folder)/command-\(number)"
-    if let input { try Files.write(input, to: "\(file).in") }
-    let program = try Program(
-      path, arguments, input: input == nil ? "/dev/null" : "\(file).in", output: "\(file).out", errors: "\(file).err")
-    programs.withLock { $0.insert(program, at: 0) }
-    let status = await program.exit()
-    return Outcome(status: status, output: Files.read("\(file).out"), errors: Files.read("\(file).err"))
+    return try await Program.run(path, arguments, files: "\(folder)/command-\(number)", input: input) { ends($0) }
   }
 
   /// Ends the program with the test.

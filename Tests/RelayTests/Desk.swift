@@ -57,14 +57,8 @@ final class Desk: Sendable {
       number += 1
       return number
     }
-    let file = "\(folder)/command-\(number)"
-    if let input { try Files.write(input, to: "\(file).in") }
-    let program = try Program(
-      path, arguments, input: input == nil ? "/dev/null" : "\(file).in", output: output ?? "\(file).out",
-      errors: "\(file).err")
-    let status = await program.exit()
-    return Outcome(
-      status: status, output: output == nil ? Files.read("\(file).out") : "", errors: Files.read("\(file).err"))
+    return try await Program.run(
+      path, arguments, files: "\(folder)/command-\(number)", input: input, output: output)
   }
 
   /// The ids in the queue, oldest first.

@@ -62,6 +62,24 @@ final class Program: Sendable {
     for waiter in waiters { waiter.resume(returning: status) }
   }
 
+  /// Runs a program to its end; `files` is the beginning of the names of its files.
+  /// - Parameters:
+  ///   - output: where its output goes, and is left; nil to have it in the outcome.
+  ///   - started: is given the program before its end.
+  static func run(
+    _ path: String, _ arguments: [String], files: String, input: String?, output: String? = nil,
+    started: (Program) -> Void = { _ in }
+  ) async throws -> Outcome {
+    if let input { try Files.write(input, to: "\(files).in") }
+    let program = try Program(
+      path, arguments, input: input == nil ? "/dev/null" : "\(files).in", output: output ?? "\(files).out",
+      errors: "\(files).err")
+    started(program)
+    let status = await program.exit()
+    return Outcome(
+      status: status, output: output == nil ? Files.read("\(files).out") : "", errors: Files.read("\(files).err"))
+  }
+
   /// Nothing when it has ended: its number may be another's by now.
   func signal(_ number: Int32) {
     state.withLock { state in if state.status == nil { kill(pid, number) } }

@@ -288,47 +288,24 @@ import Testing
 }
 
 /// A disk whose reads of segments fail for a while.
-private final class StammeringDisk: Disk {
+private final class StammeringDisk: AlteredDisk {
   let disk: MemoryDisk
   /// How many reads still fail.
   let failures = Mutex(0)
   init(_ disk: MemoryDisk) { self.disk = disk }
 
-  private struct File: DiskFile {
-    let file: any DiskFile
-    let disk: StammeringDisk
-
-    func read(into buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws(DiskError) -> Int {
-      let fails = disk.failures.withLock { left in
+  func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
+    FailingFile(file: try disk.open(path, mode)) { [self] _ in
+      failures.withLock { left in
         defer { left = max(0, left - 1) }
         return left > 0
       }
-      if fails { throw DiskError(operation: "read", path: "segment", code: EIO) }
-      return try file.read(into: buffer, at: offset)
     }
-    func write(_ buffers: [UnsafeRawBufferPointer], at offset: Int) throws(DiskError) -> Int {
-      try file.write(buffers, at: offset)
-    }
-    func sync() throws(DiskError) { try file.sync() }
-    func truncate(to size: Int) throws(DiskError) { try file.truncate(to: size) }
-    func size() throws(DiskError) -> Int { try file.size() }
   }
-
-  func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
-    File(file: try disk.open(path, mode), disk: self)
-  }
-  func syncDirectory(_ path: String) { disk.syncDirectory(path) }
-  func prepareDirectory(_ path: String) {}
-  func list(_ directory: String) -> [String] { disk.list(directory) }
-  func size(_ path: String) throws(DiskError) -> Int { try disk.size(path) }
-  func rename(_ old: String, to new: String) { disk.rename(old, to: new) }
-  func unlink(_ path: String) throws(DiskError) { try disk.unlink(path) }
-  func space(_ path: String) -> DiskSpace? { nil }
-  func lock(_ path: String) -> DiskLockResult { disk.lock(path) }
 }
 
 /// A disk whose directory of contents cannot be synced.
-private struct FailingNames: Disk {
+private struct FailingNames: AlteredDisk {
   let disk: MemoryDisk
   init(_ disk: MemoryDisk) { self.disk = disk }
 
@@ -336,12 +313,4 @@ private struct FailingNames: Disk {
     if path.hasSuffix("/content") { throw DiskError(operation: "fsync", path: path, code: EIO) }
     disk.syncDirectory(path)
   }
-  func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile { try disk.open(path, mode) }
-  func prepareDirectory(_ path: String) {}
-  func list(_ directory: String) -> [String] { disk.list(directory) }
-  func size(_ path: String) throws(DiskError) -> Int { try disk.size(path) }
-  func rename(_ old: String, to new: String) { disk.rename(old, to: new) }
-  func unlink(_ path: String) throws(DiskError) { try disk.unlink(path) }
-  func space(_ path: String) -> DiskSpace? { nil }
-  func lock(_ path: String) -> DiskLockResult { disk.lock(path) }
 }

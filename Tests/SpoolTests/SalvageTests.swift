@@ -169,7 +169,7 @@ import Testing
 }
 
 /// A disk of which some octets of one file cannot be read.
-private struct BadDisk: Disk {
+private struct BadDisk: AlteredDisk {
   let disk: MemoryDisk
   let path: String
   let bad: Range<Int>
@@ -180,33 +180,8 @@ private struct BadDisk: Disk {
     self.bad = bad
   }
 
-  private struct File: DiskFile {
-    let file: any DiskFile
-    let path: String
-    let bad: Range<Int>
-
-    func read(into buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws(DiskError) -> Int {
-      if bad.overlaps(offset..<offset + buffer.count) { throw DiskError(operation: "read", path: path, code: EIO) }
-      return try file.read(into: buffer, at: offset)
-    }
-    func write(_ buffers: [UnsafeRawBufferPointer], at offset: Int) throws(DiskError) -> Int {
-      try file.write(buffers, at: offset)
-    }
-    func sync() throws(DiskError) { try file.sync() }
-    func truncate(to size: Int) throws(DiskError) { try file.truncate(to: size) }
-    func size() throws(DiskError) -> Int { try file.size() }
-  }
-
   func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile {
     let file = try disk.open(path, mode)
-    return path == self.path ? File(file: file, path: path, bad: bad) : file
+    return path == self.path ? FailingFile(file: file) { [bad] in bad.overlaps($0) } : file
   }
-  func prepareDirectory(_ path: String) {}
-  func list(_ directory: String) -> [String] { disk.list(directory) }
-  func size(_ path: String) throws(DiskError) -> Int { try disk.size(path) }
-  func rename(_ old: String, to new: String) { disk.rename(old, to: new) }
-  func unlink(_ path: String) throws(DiskError) { try disk.unlink(path) }
-  func syncDirectory(_ path: String) { disk.syncDirectory(path) }
-  func space(_ path: String) -> DiskSpace? { nil }
-  func lock(_ path: String) -> DiskLockResult { disk.lock(path) }
 }

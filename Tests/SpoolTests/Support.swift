@@ -1,5 +1,6 @@
 // What the tests of the spool share.
 
+import Glibc
 import Primitives
 
 @testable import Spool
@@ -42,4 +43,37 @@ extension Spool {
   }
 
   func ids() async -> [QueueID] { await entries(startingAfter: nil, limit: .max).map(\.id) }
+}
+
+/// A disk that is another one but for what it does differently.
+protocol AlteredDisk: Disk { var disk: MemoryDisk { get } }
+
+extension AlteredDisk {
+  func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> any DiskFile { try disk.open(path, mode) }
+  func prepareDirectory(_ path: String) {}
+  func list(_ directory: String) -> [String] { disk.list(directory) }
+  func size(_ path: String) throws(DiskError) -> Int { try disk.size(path) }
+  func rename(_ old: String, to new: String) { disk.rename(old, to: new) }
+  func unlink(_ path: String) throws(DiskError) { try disk.unlink(path) }
+  func syncDirectory(_ path: String) throws(DiskError) { disk.syncDirectory(path) }
+  func space(_ path: String) -> DiskSpace? { nil }
+  func lock(_ path: String) -> DiskLockResult { disk.lock(path) }
+}
+
+/// A file some reads of which fail.
+struct FailingFile: DiskFile {
+  let file: any DiskFile
+  /// Whether the disk does not give these octets now.
+  let fails: @Sendable (Range<Int>) -> Bool
+
+  func read(into buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws(DiskError) -> Int {
+    if fails(offset..<offset + buffer.count) { throw DiskError(operation: "read", path: "segment", code: EIO) }
+    return try file.read(into: buffer, at: offset)
+  }
+  func write(_ buffers: [UnsafeRawBufferPointer], at offset: Int) throws(DiskError) -> Int {
+    try file.write(buffers, at: offset)
+  }
+  func sync() throws(DiskError) { try file.sync() }
+  func truncate(to size: Int) throws(DiskError) { try file.truncate(to: size) }
+  func size() throws(DiskError) -> Int { try file.size() }
 }

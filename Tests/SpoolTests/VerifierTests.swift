@@ -181,8 +181,8 @@ import Testing
 }
 
 /// Tells of each opening of a file before it happens.
-private final class RacingDisk: Disk {
-  private let disk: MemoryDisk
+private final class RacingDisk: AlteredDisk {
+  let disk: MemoryDisk
   private let before: @Sendable (Int) -> Void
   private let count = Mutex(0)
 
@@ -201,13 +201,4 @@ private final class RacingDisk: Disk {
       })
     return try disk.open(path, mode)
   }
-
-  func prepareDirectory(_ path: String) {}
-  func list(_ directory: String) -> [String] { disk.list(directory) }
-  func size(_ path: String) throws(DiskError) -> Int { try disk.size(path) }
-  func rename(_ old: String, to new: String) { disk.rename(old, to: new) }
-  func unlink(_ path: String) throws(DiskError) { try disk.unlink(path) }
-  func syncDirectory(_ path: String) { disk.syncDirectory(path) }
-  func space(_ path: String) -> DiskSpace? { nil }
-  func lock(_ path: String) -> DiskLockResult { disk.lock(path) }
 }
