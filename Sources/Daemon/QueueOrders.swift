@@ -49,18 +49,11 @@ struct StoppedOrders: OrderTaker {
     switch order {
     case .hold:
       if state.isHeld { return .unchanged("is held already") }
-      store.update(id) { state in
-        state.isHeld = true
-        state.note(LifeEvent(time: now, kind: .held, text: text))
-      }
+      store.update(id) { $0.hold(text, at: now) }
       return .done("is held")
     case .release:
       if !state.isHeld { return .unchanged("is not held") }
-      store.update(id) { state in
-        state.isHeld = false
-        for (name, lane) in state.lanes { state.lanes[name]?.nextAttempt = min(lane.nextAttempt, now) }
-        state.note(LifeEvent(time: now, kind: .released, text: text))
-      }
+      store.update(id) { $0.release(text, at: now) }
       return .done("is released")
     case .delete:
       store.remove(id)

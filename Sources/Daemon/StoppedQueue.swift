@@ -10,8 +10,7 @@ public struct StoppedQueue: Sendable {
   private let api: QueueAPI
 
   /// Opens the queue of `directory`, as the daemon would.
-  /// - Throws: ``QueueError/locked(pid:)`` when a daemon has it, and what else ``Spool/open(directory:disk:time:options:onFailure:)``
-  ///   throws.
+  /// - Throws: ``QueueError/locked(pid:)`` when a daemon has it, and what else `Spool.open` throws.
   public init(directory: String, time: any Timekeeper = SystemTime()) throws(QueueError) {
     let spool = try Spool.open(directory: directory, time: time, onFailure: { _ in })
     self.spool = spool

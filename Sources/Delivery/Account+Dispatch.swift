@@ -77,7 +77,7 @@ extension Account {
   }
 
   /// Drops an entry whose message is being deleted or is under way.
-  private func passesOver(_ entry: Due) -> Bool {
+  func passesOver(_ entry: Due) -> Bool {
     if cancelled[entry.id] != nil {
       cancelled[entry.id]?.append(entry)
     } else if active.contains(entry.id) {
@@ -223,8 +223,7 @@ extension Account {
   func damaged(_ id: QueueID, _ error: QueueError) {
     services.log.critical("\(id): damaged in the queue, and held: \(error)")
     services.store.update(id) { [now = time.wallClock] state in
-      state.isHeld = true
-      state.note(LifeEvent(time: now, kind: .held, text: "damaged in the queue: \(error)"))
+      state.keepBack(damagedBy: "\(error)", at: now)
     }
     pump()
   }

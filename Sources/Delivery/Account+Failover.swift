@@ -94,14 +94,9 @@ extension Account {
 
   private func takeForLending() -> Due? {
     while isHeldUp, !isStopping, settings.isEnabled, let first = due.min, first.when <= time.wallClock.microseconds {
+      if passesOver(first) { continue }
       removeDue()
-      if cancelled[first.id] != nil {
-        cancelled[first.id]?.append(first)
-      } else if active.contains(first.id) {
-        surplus = max(0, surplus - 1)
-      } else {
-        return first
-      }
+      return first
     }
     return nil
   }

@@ -32,11 +32,7 @@ extension Delivery {
   public func hold(_ id: QueueID, by reason: String) async throws(QueueError) -> Bool {
     guard let (envelope, _) = try await services.store.readEnvelope(id) else { return false }
     let reason = HeaderText.singleLine(reason, limit: 300)
-    services.store.update(id) { [now = services.time.wallClock] state in
-      guard !state.isHeld else { return }
-      state.isHeld = true
-      state.note(LifeEvent(time: now, kind: .held, text: reason))
-    }
+    services.store.update(id) { [now = services.time.wallClock] in $0.hold(reason, at: now) }
     // Whose recipients are not to be read may still be in the memory of any account.
     let known = Set(envelope.recipients.map(\.account))
     for account in known.isEmpty ? all : known.map(account) { await account.forget(id) }
@@ -50,12 +46,7 @@ extension Delivery {
     guard let (envelope, state) = try await services.store.readEnvelope(id) else { return false }
     guard state.isHeld else { return true }
     let reason = HeaderText.singleLine(reason, limit: 300)
-    services.store.update(id) { [now = services.time.wallClock] state in
-      guard state.isHeld else { return }
-      state.isHeld = false
-      for (name, lane) in state.lanes { state.lanes[name]?.nextAttempt = min(lane.nextAttempt, now) }
-      state.note(LifeEvent(time: now, kind: .released, text: reason))
-    }
+    services.store.update(id) { [now = services.time.wallClock] in $0.release(reason, at: now) }
     services.log.notice("\(id): released: \(reason)")
     let open = envelope.recipients.indices.filter { state.recipients[$0] == nil }
     for name in Set(open.map { envelope.recipients[$0].account }) { await account(name).resume(id) }

@@ -246,7 +246,7 @@ extension LogWriter {
       pause()
       return .full
     }
-    fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+    fail(error.asFailure)
     return .dead
   }
 

@@ -168,7 +168,7 @@ final class ContentFileWriter: ContentWriter {
         } catch {
           // Names of other contents may be among what this sync has lost, and the next one would not say so.
           if !error.isOfDescriptors {
-            self.core.fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+            self.core.fail(error.asFailure)
           }
           return .failure(error.asQueueError)
         }

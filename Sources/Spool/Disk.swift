@@ -34,6 +34,9 @@ public struct DiskError: Error, Sendable, Equatable {
     return .io(operation: operation, path: path, errno: code)
   }
 
+  /// The same as the end of the queue, as behind a sync that failed.
+  var asFailure: QueueError { .failed("\(operation) \(path): \(Self.message(code))") }
+
   static func message(_ code: Int32) -> String {
     withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { buffer in
       guard let base = buffer.baseAddress, strerror_r(code, base, 256) == 0 else { return "error \(code)" }

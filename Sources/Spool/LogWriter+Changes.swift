@@ -38,21 +38,25 @@ extension LogWriter {
     stuckUntil = core.time.now + .seconds(1)
     for (id, waiting) in stuck {
       guard let place = core.locate(QueueID(rawValue: id)) else {
-        stuck[id] = nil
-        core.shared.withLock { $0.keptBack[id] = nil }
+        unstick(id)
         continue
       }
       do throws(QueueError) {
         let message = try core.messageWithoutContent(place)
         apply({ for change in waiting.changes { change(&$0) } }, to: message, isChanged: true)
+        unstick(id)
       } catch {
         guard case .corrupt = error else { continue }
+        stuck[id] = nil
         changeDamaged(QueueID(rawValue: id), place, waiting.changes, error)
       }
-      stuck[id] = nil
-      if case .corrupt = core.shared.withLock({ $0.keptBack[id] }) { continue }
-      core.shared.withLock { $0.keptBack[id] = nil }
     }
+  }
+
+  /// What has changed is known to everybody from here on.
+  private func unstick(_ id: UInt64) {
+    stuck[id] = nil
+    core.shared.withLock { $0.keptBack[id] = nil }
   }
 
   /// Of a message with a whole envelope the change is written down, with a hold; of another one nothing can be.
@@ -61,11 +65,12 @@ extension LogWriter {
   ) {
     if let rescued = core.rescued(place, because: "\(error)") {
       core.onDamage("\(id) is damaged in the queue, and on hold: \(error)")
-      return apply(
+      apply(
         {
           for change in changes { change(&$0) }
           $0.isHeld = true
         }, to: rescued, isChanged: true)
+      return unstick(id.rawValue)
     }
     core.onDamage("\(id) is damaged in the queue, and kept back: \(error)")
     keepBack(id.rawValue, error)

@@ -262,7 +262,7 @@ final class LogWriter: @unchecked Sendable {
       // The truncation must be durable too, or leftovers of this batch might line up behind later records.
       core.shared.withLock { $0.syncs += 1 }
       do throws(DiskError) { try file.sync() } catch {
-        fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+        fail(error.asFailure)
         return .dead
       }
       synced = tail
@@ -286,7 +286,7 @@ final class LogWriter: @unchecked Sendable {
           synced = tail
           return true
         }
-        fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+        fail(error.asFailure)
         return false
       }
       synced = tail
@@ -337,7 +337,7 @@ final class LogWriter: @unchecked Sendable {
         do throws(DiskError) { try core.disk.unlink(path) } catch {}
         return .full
       }
-      fail(.failed("\(error.operation) \(error.path): \(DiskError.message(error.code))"))
+      fail(error.asFailure)
       return .dead
     }
     file = fresh

@@ -30,23 +30,31 @@ final class PatientFile: DiskFile {
       let start = place / Self.piece * Self.piece
       let next = min(start + Self.piece, end)
       let part = UnsafeMutableRawBufferPointer(rebasing: buffer[place - offset..<next - offset])
-      // A disk may take seconds for each of its refusals.
-      if bad.withLock({ $0.pieces.contains(start) }) {
-        part.initializeMemory(as: UInt8.self, repeating: 0)
-        place = next
-        continue
-      }
-      do throws(DiskError) { _ = try file.read(into: part, at: place) } catch {
-        guard error.code == EIO else { throw error }
-        part.initializeMemory(as: UInt8.self, repeating: 0)
-        bad.withLock { bad in
-          bad.pieces.insert(start)
-          bad.code = error.code
-        }
-      }
+      // What is known is not asked for again: a disk may take seconds for each of its refusals.
+      let isGiven = isBad(start) ? false : try fill(part, at: place, of: start)
+      if !isGiven { part.initializeMemory(as: UInt8.self, repeating: 0) }
       place = next
     }
     return max(end - offset, 0)
+  }
+
+  private func isBad(_ piece: Int) -> Bool { bad.withLock { $0.pieces.contains(piece) } }
+
+  /// - Returns: false when the disk does not give it, which is remembered of the piece.
+  private func fill(
+    _ buffer: UnsafeMutableRawBufferPointer, at offset: Int, of piece: Int
+  ) throws(DiskError) -> Bool {
+    do throws(DiskError) {
+      _ = try file.read(into: buffer, at: offset)
+      return true
+    } catch {
+      guard error.code == EIO else { throw error }
+      bad.withLock { bad in
+        bad.pieces.insert(piece)
+        bad.code = error.code
+      }
+      return false
+    }
   }
 
   func size() throws(DiskError) -> Int { try file.size() }

@@ -175,6 +175,27 @@ public struct MessageState: Sendable, Equatable {
     if life.count > Self.lifeLimit { life.remove(at: Self.lifeBeginning) }
   }
 
+  /// Keeps the message back; it is said once.
+  public mutating func hold(_ why: String, at time: Timestamp) {
+    if isHeld { return }
+    isHeld = true
+    note(LifeEvent(time: time, kind: .held, text: why))
+  }
+
+  /// Keeps the message back because it is not what was accepted; that is said also of one that is held already.
+  public mutating func keepBack(damagedBy damage: String, at time: Timestamp) {
+    isHeld = true
+    note(LifeEvent(time: time, kind: .held, text: "damaged in the queue: \(damage)"))
+  }
+
+  /// Ends a hold, and makes the message due: the time on hold has not aged it.
+  public mutating func release(_ why: String, at time: Timestamp) {
+    guard isHeld else { return }
+    isHeld = false
+    for (name, lane) in lanes { lanes[name]?.nextAttempt = min(lane.nextAttempt, time) }
+    note(LifeEvent(time: time, kind: .released, text: why))
+  }
+
   private static let lifeLimit = 24
   private static let lifeBeginning = 4
 }

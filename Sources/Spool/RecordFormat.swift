@@ -83,6 +83,24 @@ struct SegmentHeader {
   }
 }
 
+extension SegmentHeader {
+  /// Whether a segment was never finished: a crash came while it was created, or there was no space for its header. In
+  /// the latter case the one before it was written to all the same, so that it may end in a torn record: it is the last
+  /// one, and this one never was.
+  static func isMissing(in file: any DiskFile) throws(DiskError) -> Bool {
+    guard try file.size() <= LogFormat.segmentHeaderSize else { return false }
+    return try file.bytes(LogFormat.segmentHeaderSize, at: 0).withUnsafeBytes { raw in
+      do throws(Problem) {
+        _ = try SegmentHeader(raw)
+        return false
+      } catch {
+        if case .damaged = error { return true }
+        return false
+      }
+    }
+  }
+}
+
 /// The first 32 bytes of a record.
 struct RecordHeader {
   var crc: UInt32

@@ -39,7 +39,7 @@ struct Recovery {
     do throws(DiskError) { names = try disk.list(segmentDirectory) } catch { throw error.asQueueError }
     var numbers = names.compactMap(LogFormat.segmentNumber).sorted()
     do throws(DiskError) {
-      if let last = numbers.last, try isStillborn(last) {
+      if let last = numbers.last, try SegmentHeader.isMissing(in: disk.open(path(last), .existing)) {
         try disk.unlink(path(last))
         try disk.syncDirectory(segmentDirectory)
         numbers.removeLast()
@@ -87,24 +87,6 @@ struct Recovery {
         offset += header.total
       }
       return true
-    }
-  }
-
-  /// Whether a segment was never finished: a crash came while it was created, or there was no space for its header. In
-  /// the latter case the one before it was written to all the same, so that it may end in a torn record: it is the last
-  /// one, and this one never was.
-  private func isStillborn(_ number: UInt32) throws(DiskError) -> Bool {
-    let file = try disk.open(path(number), .existing)
-    guard try file.size() <= LogFormat.segmentHeaderSize else { return false }
-    let bytes = try file.bytes(LogFormat.segmentHeaderSize, at: 0)
-    return bytes.withUnsafeBytes { raw in
-      do throws(SegmentHeader.Problem) {
-        _ = try SegmentHeader(raw)
-        return false
-      } catch {
-        if case .damaged = error { return true }
-        return false
-      }
     }
   }
 

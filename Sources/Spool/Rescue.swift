@@ -12,7 +12,7 @@ extension SpoolCore {
     // An older state, when the latest cannot be read: it may have been delivered to somebody since, but nobody gets it
     // without a decision.
     var state = (try? self.state(place)) ?? front.state
-    keepBack(&state, damage)
+    state.keepBack(damagedBy: damage, at: time.wallClock)
     let content: Content
     if place.entry.hasFile {
       content = .file(contentFile(place, front))
@@ -30,17 +30,12 @@ extension SpoolCore {
       return message
     }
     var state = MessageState()
-    keepBack(&state, "\(error)")
+    state.keepBack(damagedBy: "\(error)", at: time.wallClock)
     let arrival = Timestamp(microseconds: place.entry.arrival)
     return QueuedMessage(
       id: QueueID(rawValue: place.entry.id),
       envelope: Envelope(reversePath: "(damaged)", recipients: [], arrival: arrival),
       state: state, content: .bytes([]))
-  }
-
-  private func keepBack(_ state: inout MessageState, _ damage: String) {
-    state.isHeld = true
-    state.note(LifeEvent(time: time.wallClock, kind: .held, text: "damaged in the queue: \(damage)"))
   }
 }
 

@@ -77,9 +77,8 @@ public final class Spool: QueueStore {
     for (id, detail) in recovery.damaged {
       onDamage("\(id) is damaged in the queue, and on hold: \(detail)")
       spool.update(id) { [now = time.wallClock] state in
-        if state.isHeld { return }
-        state.isHeld = true
-        state.note(LifeEvent(time: now, kind: .held, text: "damaged in the queue: \(detail)"))
+        // It is said once, and not at each start.
+        if !state.isHeld { state.keepBack(damagedBy: detail, at: now) }
       }
     }
     return spool

@@ -68,9 +68,7 @@ extension VerifyingScan {
 
   mutating func reportMissing() {
     for id in missing.sorted() {
-      damage(
-        contentPath(id), 0, "the content of a message is missing", [id],
-        "the daemon does not start without it: restore the file from a backup")
+      damage(contentPath(id), 0, "the content of a message is missing", [id], Self.contentAdvice(id))
     }
   }
 }

@@ -102,18 +102,9 @@ struct VerifyingScan {
     return all
   }
 
-  /// Whether a segment was never finished, as in ``Recovery``.
+  /// As in ``Recovery``; one that is gone, or is no file, is looked at later.
   private func isStillborn(_ number: UInt32) throws(DiskError) -> Bool {
-    do throws(DiskError) {
-      let file = try disk.open(path(number), .reading)
-      guard try file.size() <= LogFormat.segmentHeaderSize else { return false }
-      return try file.bytes(LogFormat.segmentHeaderSize, at: 0).withUnsafeBytes { raw in
-        do throws(SegmentHeader.Problem) { _ = try SegmentHeader(raw) } catch {
-          if case .damaged = error { return true }
-        }
-        return false
-      }
-    } catch {
+    do throws(DiskError) { return try SegmentHeader.isMissing(in: disk.open(path(number), .reading)) } catch {
       if error.code == ENOENT || error.code == EISDIR { return false }
       throw error
     }

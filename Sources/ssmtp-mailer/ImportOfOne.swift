@@ -1,5 +1,6 @@
 // One pair of an import: checked, handed over, and moved away; or what an earlier run has left of it.
 
+import CChecksum
 import CommandLineTools
 import Daemon
 import Spool
@@ -17,12 +18,11 @@ struct ImportOfOne {
 
   func run() async throws(CommandFailure) {
     if OperatorFiles.exists(marker) { return try await goOn() }
-    let (document, file) = try check()
+    let (document, file, content) = try check()
     let answer: [String: String] = try await channel.call("POST", AdminPath.newID)
     guard let id = answer["id"].flatMap({ QueueID($0) }) else {
       throw CommandFailure(.unavailable, "the daemon's answer is not understood")
     }
-    let content = MessageDocument.Content(octets: file.size, crc32c: try file.checksum())
     let mark = try FileOutput(directory, "\(name).importing")
     _ = Array(ImportMarker(id, document, content).text.utf8).withUnsafeBytes { mark.write($0) }
     try mark.commit()
@@ -149,25 +149,21 @@ struct ImportOfOne {
   }
 
   /// Reads and checks the pair.
-  private func check() throws(CommandFailure) -> (MessageDocument, ContentInput) {
+  private func check() throws(CommandFailure) -> (MessageDocument, ContentInput, MessageDocument.Content) {
     var document: MessageDocument
     do throws(MessageDocument.Malformed) {
       document = try MessageDocument(json: try? OperatorFiles.read("\(directory)/\(name).json"))
     } catch { throw CommandFailure(.data, "\(name).json: \(error)") }
     let file = try ContentInput("\(directory)/\(name).eml")
     if file.size == 0 { throw CommandFailure(.data, "\(name).eml is empty") }
-    if let content = document.content {
-      if content.octets != file.size {
-        throw CommandFailure(.data, "\(name).eml has \(file.size) octets, and \(name).json says \(content.octets)")
-      }
-      if let wanted = content.crc32c,
-        let found = MessageDocument.Content(octets: file.size, crc32c: try file.checksum()).crc32c,
-        found != wanted.lowercased()
-      {
-        throw CommandFailure(.data, "\(name).eml is damaged: its CRC-32C is \(found), and should be \(wanted)")
-      }
+    if let octets = document.content?.octets, octets != file.size {
+      throw CommandFailure(.data, "\(name).eml has \(file.size) octets, and \(name).json says \(octets)")
     }
     let lines = try LineEnds(of: file)
+    let content = MessageDocument.Content(octets: file.size, crc32c: lines.crc)
+    if let wanted = document.content?.crc32c, let found = content.crc32c, found != wanted.lowercased() {
+      throw CommandFailure(.data, "\(name).eml is damaged: its CRC-32C is \(found), and should be \(wanted)")
+    }
     // What came in pieces (BDAT) may have a last line without an end, and the checksum says that this is all of it.
     if let line = lines.nul {
       throw CommandFailure(.data, "line \(line) of \(name).eml has a NUL, which no mail may have (RFC 2045 2.8)")
@@ -185,11 +181,11 @@ struct ImportOfOne {
     do throws(MessageDocument.Malformed) { _ = try document.message(now: .init(microseconds: 0)) } catch {
       throw CommandFailure(.data, "\(name).json: \(error)")
     }
-    return (document, file)
+    return (document, file, content)
   }
 }
 
-/// Whether a message that somebody has written by hand may go over the wire.
+/// Whether a message that somebody has written by hand may go over the wire, and its checksum.
 private struct LineEnds {
   /// The number of the first line with a CR or LF alone.
   private(set) var bare: Int?
@@ -198,6 +194,8 @@ private struct LineEnds {
   /// The number of the first line with a NUL.
   private(set) var nul: Int?
   private(set) var is8Bit = false
+  /// CRC-32C.
+  private(set) var crc: UInt32 = 0
 
   init(of file: ContentInput) throws(CommandFailure) {
     var line = 1
@@ -205,7 +203,9 @@ private struct LineEnds {
     var bare: Int?
     var nul: Int?
     var is8Bit = false
+    var crc: UInt32 = 0
     try file.eachPiece { piece in
+      crc = ssmtp_crc32c(crc, piece.baseAddress, piece.count)
       for byte in piece {
         if byte >= 0x80 { is8Bit = true }
         if byte == 0, nul == nil { nul = line }
@@ -219,6 +219,7 @@ private struct LineEnds {
     self.nul = nul
     unended = previous == 0x0a ? nil : line
     self.is8Bit = is8Bit
+    self.crc = crc
   }
 }
 

@@ -33,13 +33,29 @@ enum QueueChannel {
   }
 
   /// The queue in `directory` as far as it can be read, and what is damaged in it. For when the daemon refuses it.
+  /// - Parameter option: as in ``look(at:_:_:)``.
   static func salvage(
-    _ directory: String
+    _ directory: String, _ option: String?
   ) throws(CommandFailure) -> (channel: QueueChannel, damages: [SpoolVerifier.Damage]) {
-    do throws(SpoolVerifier.Problem) {
-      let queue = try SalvagedQueue(directory: directory)
-      return (.stopped(StoppedQueue(salvaged: queue), directory), queue.report.damages)
-    } catch { throw CommandFailure(error == .keepsChanging ? .tryAgain : .unavailable, "\(error)") }
+    let queue = try look(at: directory, option) { (directory) throws(SpoolVerifier.Problem) in
+      try SalvagedQueue(directory: directory)
+    }
+    return (.stopped(StoppedQueue(salvaged: queue), directory), queue.report.damages)
+  }
+
+  /// Reads a queue directory without opening the queue.
+  /// - Parameter option: the one that has named the directory; nil for the configuration.
+  static func look<Answer>(
+    at directory: String, _ option: String?, _ read: (String) throws(SpoolVerifier.Problem) -> Answer
+  ) throws(CommandFailure) -> Answer {
+    guard access("\(directory)/spool", F_OK) == 0 || errno != ENOENT else {
+      let remedy = option.map { "give another \($0)" } ?? "set queue_dir in the configuration"
+      throw CommandFailure(
+        .unavailable, "there is no queue in \(directory): \(remedy), or start the daemon once to make one")
+    }
+    do throws(SpoolVerifier.Problem) { return try read(directory) } catch {
+      throw CommandFailure(error == .keepsChanging ? .tryAgain : .unavailable, "\(error)")
+    }
   }
 
   var isStopped: Bool { if case .stopped = self { true } else { false } }

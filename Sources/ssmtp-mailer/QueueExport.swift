@@ -57,7 +57,7 @@ struct QueueExport: AsyncParsableCommand {
       queue = places.queueDir
       try ServiceUser.become(ownerOf: queue)
     }
-    let (channel, damages) = try QueueChannel.salvage(queue)
+    let (channel, damages) = try QueueChannel.salvage(queue, queueDirectory == nil ? nil : "--queue-directory")
     for damage in damages {
       let concerns =
         damage.affected.isEmpty ? "" : " (concerns \(damage.affected.map(\.description).joined(separator: ", ")))"

@@ -21,7 +21,6 @@ struct MessageSelection: ParsableArguments {
     if ways == 0 { throw ValidationError("name messages by their ids or by a filter, or say --all") }
     if ways > 1 { throw ValidationError("name messages by their ids, or by a filter, or say --all: one of the three") }
   }
-
 }
 
 /// Ids on the command line, or on standard input.

@@ -45,14 +45,8 @@ struct QueueVerify: AsyncParsableCommand {
 
   func run() async throws {
     let place = try directory ?? options.places().queueDir
-    guard access("\(place)/spool", F_OK) == 0 || errno != ENOENT else {
-      let remedy = directory == nil ? "set queue_dir in the configuration" : "give another --directory"
-      throw CommandFailure(
-        .unavailable, "there is no queue in \(place): \(remedy), or start the daemon once to make one")
-    }
-    let report: SpoolVerifier.Report
-    do throws(SpoolVerifier.Problem) { report = try SpoolVerifier(directory: place).run() } catch {
-      throw CommandFailure(error == .keepsChanging ? .tryAgain : .unavailable, "\(error)")
+    let report = try QueueChannel.look(at: place, directory == nil ? nil : "--directory") {
+      (place) throws(SpoolVerifier.Problem) in try SpoolVerifier(directory: place).run()
     }
     if output.json { try Terminal.printJSON(Self.answer(place, report)) } else { Self.show(place, report) }
     if !report.damages.isEmpty { throw CommandFailure(.data, "") }
